@@ -1,0 +1,355 @@
+"""The commands. A stage is imported when it runs, so that ``--help`` needs neither torch nor pandas."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from reproduce.errors import ContradictedError, UsageError, W2vrepError
+
+if TYPE_CHECKING:
+    from reproduce.recipe import Recipe
+    from reproduce.records import Stage, WorkFolder
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+app = typer.Typer(
+    name="w2vrep",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Reproduce and judge a wav2vec 2.0 study: ICSL in pretraining, RVQ before CTC.",
+    epilog="RECIPE: a shipped recipe (w2vrep ls), a YAML file, or several joined by +.",
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="as-run, corrected+mini, ...")]
+Work = Annotated[Path | None, typer.Option(help="Work folder; default runs/<RECIPE>.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE laid over; repeatable.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, touch nothing.")]
+Arms = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; repeatable.")]
+Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Only this seed; repeatable.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from reproduce import __version__
+
+        print(f"w2vrep {__version__}")
+        raise typer.Exit
+
+
+# ------------------------------------------------------------------------------------------- stages
+
+
+@app.command()
+def prepare(
+    recipe: RecipeArgument,
+    work: Work = None,
+    sets: Sets = None,
+    device: DeviceOption = Device.auto,
+    dry_run: DryRun = False,
+) -> None:
+    """Corpus to manifest, nested subsets and packed audio."""
+    loaded, folder = _load(recipe, sets, work, device)
+    if dry_run:
+        return _plan(loaded, folder, [])
+    from reproduce.stages.prepare import prepare, summary_lines
+
+    for line in summary_lines(prepare(loaded, folder)):
+        print(line)
+    print(f"data: {folder.data}")
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeArgument,
+    work: Work = None,
+    sets: Sets = None,
+    device: DeviceOption = Device.auto,
+    dry_run: DryRun = False,
+    arm: Arms = None,
+    seed: Seeds = None,
+) -> None:
+    """Train every arm and seed of the pretraining grid."""
+    _grid("pretrain", recipe, work, sets, device, dry_run, arm, seed)
+
+
+@app.command()
+def finetune(
+    recipe: RecipeArgument,
+    work: Work = None,
+    sets: Sets = None,
+    device: DeviceOption = Device.auto,
+    dry_run: DryRun = False,
+    arm: Arms = None,
+    seed: Seeds = None,
+) -> None:
+    """Train every RVQ arm and seed on an encoder."""
+    _grid("finetune", recipe, work, sets, device, dry_run, arm, seed)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    work: Work = None,
+    sets: Sets = None,
+    device: DeviceOption = Device.auto,
+    dry_run: DryRun = False,
+) -> None:
+    """prepare, pretrain, finetune and report in order."""
+    loaded, folder = _load(recipe, sets, work, device)
+    if dry_run:
+        return _plan(loaded, folder, ["pretrain", "finetune"])
+    from reproduce.stages.run import run
+    from reproduce.training import distributed
+
+    ranks = distributed.start(loaded.compute.device)
+    try:
+        summary = run(loaded, folder, ranks, print)
+    finally:
+        distributed.stop()
+    if summary is not None:
+        print(f"report: {summary.page}")
+
+
+@app.command()
+def report(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]")] = None,
+    work: Annotated[
+        list[Path] | None, typer.Option(help="Work folder; repeatable: recipes side by side.")
+    ] = None,
+    sets: Sets = None,
+    out: Annotated[Path | None, typer.Option(help="Default: report/ of the first folder.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 5 if a claim is contradicted.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="The published data alone; needs --out.")
+    ] = False,
+) -> None:
+    """Tables, figures, claims and one page. Imports no torch."""
+    from reproduce.records import WorkFolder
+
+    folders = list(work or [])
+    if published:
+        if recipe is not None or folders:
+            raise UsageError("--published takes neither RECIPE nor --work", do="leave them out")
+        if out is None:
+            raise UsageError("--published needs a folder to write to", do="give --out DIR")
+    elif not folders:
+        if recipe is None:
+            raise UsageError("nothing to report on", do="give RECIPE, --work DIR or --published")
+        folders = [_load(recipe, sets, None, Device.auto)[1].root]
+    elif recipe is not None:
+        _load(recipe, sets, None, Device.auto)  # a mistyped name is an error here too
+    from reproduce.report import build_report
+
+    target = out if out is not None else WorkFolder(folders[0]).report
+    summary = build_report(folders, target, published_only=published)
+    if as_json:
+        print(json.dumps(summary.as_json(), indent=1))
+    else:
+        print(f"report: {summary.page}")
+    if strict and summary.contradicted:
+        raise ContradictedError(f"contradicted: {', '.join(summary.contradicted)}")
+
+
+# ------------------------------------------------------------------------------------------ recipes
+
+
+@app.command("ls")
+def list_recipes() -> None:
+    """List the shipped recipes."""
+    import yaml
+
+    from reproduce.recipe import shipped_recipes
+
+    for name, path in shipped_recipes().items():
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        print(f"{name:12}  {tree.get('description', '')}")
+
+
+@app.command("cp")
+def copy_recipe(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="File or folder.")],
+) -> None:
+    """Copy a shipped recipe out to edit it."""
+    from reproduce.recipe import shipped_recipes
+
+    known = shipped_recipes()
+    if name not in known:
+        raise UsageError(f"no shipped recipe {name!r}{_near(name, known)}", do="see w2vrep ls")
+    if dest.is_dir():
+        dest = dest / f"{name}.yaml"
+    if dest.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"{dest} isn't a .yaml file", do="give a name ending in .yaml or a folder")
+    if dest.exists():
+        raise UsageError(f"{dest} exists already", do="choose another name, or remove it first")
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(known[name], dest)
+    print(f"{dest}: edit it, then w2vrep check {dest}")
+
+
+@app.command()
+def show(recipe: RecipeArgument, sets: Sets = None) -> None:
+    """Print the resolved recipe as YAML, every default filled in."""
+    from reproduce.recipe import load_recipe
+    from reproduce.recipe.load import as_yaml
+
+    print(as_yaml(load_recipe(recipe, sets or [])), end="")
+
+
+@app.command()
+def check(recipe: RecipeArgument, sets: Sets = None) -> None:
+    """Validate a recipe: every problem at once."""
+    from reproduce.recipe import load_recipe
+
+    loaded = load_recipe(recipe, sets or [])
+    print(
+        f"{loaded.name}: good; {len(loaded.pretrain.arms)} pretraining and "
+        f"{len(loaded.finetune.arms)} fine-tuning arms x {len(loaded.seeds)} seeds"
+    )
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe."""
+    from reproduce.recipe.load import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
+
+
+# ------------------------------------------------------------------------------------------ wiring
+
+
+def _load(
+    spec: str, sets: Sequence[str] | None, work: Path | None, device: Device
+) -> tuple[Recipe, WorkFolder]:
+    from reproduce.recipe import load_recipe
+    from reproduce.records import WorkFolder
+
+    overlays = list(sets or [])
+    if device is not Device.auto:
+        overlays.append(f"compute.device={device.value}")
+    recipe = load_recipe(spec, overlays)
+    return recipe, WorkFolder(work if work is not None else Path("runs") / recipe.name)
+
+
+def _grid(
+    stage: Stage,
+    spec: str,
+    work: Path | None,
+    sets: Sequence[str] | None,
+    device: Device,
+    dry_run: bool,
+    arms: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+) -> None:
+    recipe, folder = _load(spec, sets, work, device)
+    chosen = _choose("arm", arms, list(getattr(recipe, stage).arms))
+    chosen_seeds = _choose("seed", seeds, recipe.seeds)
+    if dry_run:
+        return _plan(recipe, folder, [stage], chosen, chosen_seeds)
+    from reproduce.training import distributed
+
+    ranks = distributed.start(recipe.compute.device)
+    try:
+        if stage == "pretrain":
+            from reproduce.stages.pretrain import pretrain as train
+        else:
+            from reproduce.stages.finetune import finetune as train
+        train(recipe, folder, ranks, chosen, chosen_seeds)
+    finally:
+        distributed.stop()
+    if ranks.main:
+        print(f"{stage}: {folder.root / stage}")
+
+
+def _choose(what: str, given: Sequence[Any] | None, known: list[Any]) -> list[Any]:
+    """The given ones in the recipe's order, all if none is given."""
+    for item in given or []:
+        if item not in known:
+            names = ", ".join(map(str, known))
+            near = _near(str(item), map(str, known))
+            raise UsageError(f"no {what} {item!r} in this recipe{near}", do=f"it has: {names}")
+    return [item for item in known if not given or item in given]
+
+
+def _near(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _plan(
+    recipe: Recipe,
+    folder: WorkFolder,
+    stages: Sequence[str],
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> None:
+    from reproduce.stages.plan import plan_lines
+
+    for line in plan_lines(recipe, folder, stages, arms, seeds):
+        print(line)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; exit codes as the errors say, one short message, no traceback."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in argv
+    argv = [item for item in argv if item != "--debug"]
+    quiet = os.environ.get("RANK", "0") != "0"
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        result = app(args=argv, prog_name="w2vrep", standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _message("interrupted; run the same command again to go on", quiet, debug)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except W2vrepError as error:
+        _message(f"w2vrep: {error}", quiet, debug)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's, or typer's own copy
+            error.show()
+            sys.exit(error.exit_code)
+        text = str(error).strip() or "no message"
+        hint = "\n  --debug shows the traceback"
+        _message(f"w2vrep: unexpected {type(error).__name__}: {text}{hint}", quiet, debug)
+        sys.exit(1)
+
+
+def _message(text: str, quiet: bool, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    elif not quiet:
+        print(text, file=sys.stderr)

@@ -1,0 +1,204 @@
+"""The plan (update -> micro-batches of utterances) and collation. Both are functions of position.
+
+Shapes: B utterances of a micro-batch, T samples of the longest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from reproduce.data.audio import SAMPLE_RATE, PackedAudio, normalize, to_float
+from reproduce.errors import DataError
+from reproduce.position import generator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which utterances each micro-batch of each update holds.
+
+    Every epoch is a fresh permutation of all utterances, a function of (seed, epoch); nothing is
+    dropped.
+
+    Args:
+        utterances: N.
+        batch_size: utterances a micro-batch.
+        accumulation: micro-batches an update.
+        seed: of the permutations.
+        epoch_end: ``carry`` lets batches run on into the next epoch, so that all are full;
+            ``short`` ends each epoch with a smaller micro-batch and a shorter update where N
+            doesn't divide evenly, as a data loader without ``drop_last`` does.
+    """
+
+    utterances: int
+    batch_size: int
+    accumulation: int
+    seed: int
+    epoch_end: Literal["carry", "short"] = "carry"
+
+    @property
+    def updates_per_epoch(self) -> float:
+        """Whole for ``short``."""
+        if self.epoch_end == "short":
+            return math.ceil(self.micro_batches_per_epoch / self.accumulation)
+        return self.utterances / (self.batch_size * self.accumulation)
+
+    @property
+    def micro_batches_per_epoch(self) -> int:
+        return math.ceil(self.utterances / self.batch_size)
+
+    def micro_batches(self, updates: int) -> int:
+        """Micro-batches in the first ``updates`` updates."""
+        if self.epoch_end == "carry":
+            return updates * self.accumulation
+        epochs, rest = divmod(updates, int(self.updates_per_epoch))
+        return epochs * self.micro_batches_per_epoch + min(
+            rest * self.accumulation, self.micro_batches_per_epoch
+        )
+
+    def ends_epoch(self, update: int) -> bool:
+        """Whether an epoch ends with or within this update (the first is 1)."""
+        per_epoch = self.updates_per_epoch
+        return math.floor(update / per_epoch) > math.floor((update - 1) / per_epoch)
+
+    def update_in_epoch(self, update: int) -> int:
+        """1 for the first update of an epoch; with ``carry``, the update itself."""
+        if self.epoch_end == "carry":
+            return update
+        return (update - 1) % int(self.updates_per_epoch) + 1
+
+    def update(self, update: int) -> list[list[int]]:
+        """The micro-batches of an update (the first is 1): positions 0..N-1 in the selection."""
+        size, per_update = self.batch_size, self.accumulation
+        if self.epoch_end == "carry":
+            first = (update - 1) * size * per_update
+            return [
+                [self._at(first + j * size + i) for i in range(size)] for j in range(per_update)
+            ]
+        epoch, within = divmod(update - 1, int(self.updates_per_epoch))
+        order = _permutation(self.seed, epoch, self.utterances)
+        first = within * size * per_update
+        rows = [int(row) for row in order[first : first + size * per_update]]
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+    def _at(self, position: int) -> int:
+        epoch, index = divmod(position, self.utterances)
+        return int(_permutation(self.seed, epoch, self.utterances)[index])
+
+
+@lru_cache(maxsize=8)
+def _permutation(seed: int, epoch: int, utterances: int) -> np.ndarray:
+    return generator(seed, "shuffle", epoch).permutation(utterances)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A collated micro-batch.
+
+    Attributes:
+        waveform: float32 [B, T], each utterance normalized, zeros behind it.
+        lengths: int64 [B], samples.
+        ids, texts: B each.
+    """
+
+    waveform: torch.Tensor
+    lengths: torch.Tensor
+    ids: list[str]
+    texts: list[str]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio, without padding."""
+        return float(self.lengths.sum()) / SAMPLE_RATE
+
+
+class Speech:
+    """A selection of a manifest, ready to be cut into batches.
+
+    Args:
+        rows: manifest rows (``id``, ``samples``, ``offset``, ``text``).
+        audio: the packed audio they lie in.
+        crop_seconds: longer utterances are cropped to this; None: never.
+        crop: where a crop lies: at the ``start``, or at ``random`` by position.
+
+    Raises:
+        DataError: no row is left.
+    """
+
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        audio: PackedAudio,
+        *,
+        crop_seconds: float | None = None,
+        crop: Literal["start", "random"] = "start",
+        what: str = "utterance",
+    ) -> None:
+        if rows.empty:
+            raise DataError(
+                f"no {what} is left",
+                where="manifest.csv",
+                do="check data.subset, min_seconds and max_seconds against data/summary.json",
+            )
+        self.audio, self.crop = audio, crop
+        self.ids = [str(value) for value in rows["id"]]
+        self.texts = ["" if value != value else str(value) for value in rows["text"]]
+        self.offsets = rows["offset"].to_numpy(np.int64)
+        self.samples = rows["samples"].to_numpy(np.int64)
+        longest = round(crop_seconds * SAMPLE_RATE) if crop_seconds else None
+        self.cropped = self.samples if longest is None else np.minimum(self.samples, longest)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio after cropping, all utterances once."""
+        return float(self.cropped.sum()) / SAMPLE_RATE
+
+    def lengths(self, positions: Sequence[int]) -> list[int]:
+        """Samples of these utterances after cropping; no audio is read."""
+        return [int(self.cropped[i]) for i in positions]
+
+    def collate(self, positions: Sequence[int], rng: np.random.Generator | None = None) -> Batch:
+        """Slice, crop, normalize and pad. ``rng`` places random crops; without it they start at 0."""
+        lengths = self.lengths(positions)
+        waveform = np.zeros((len(positions), max(lengths)), np.float32)
+        for row, (i, length) in enumerate(zip(positions, lengths, strict=True)):
+            spare = int(self.samples[i]) - length
+            shift = 0
+            if rng is not None and self.crop == "random":
+                shift = int(rng.integers(spare + 1))
+            pcm = self.audio.slice(int(self.offsets[i]) + shift, length)
+            waveform[row, :length] = normalize(to_float(pcm))
+        return Batch(
+            torch.from_numpy(waveform),
+            torch.tensor(lengths, dtype=torch.int64),
+            [self.ids[i] for i in positions],
+            [self.texts[i] for i in positions],
+        )
+
+
+def prefetch(make: Callable[[int], list[Batch]], first: int, last: int) -> Iterator[list[Batch]]:
+    """``make(first) .. make(last)``, each made in a thread while the one before it is used."""
+    if first > last:
+        return
+    with ThreadPoolExecutor(1) as pool:
+        ahead: Future[list[Batch]] = pool.submit(make, first)
+        for position in range(first + 1, last + 2):
+            batches = ahead.result()
+            if position <= last:
+                ahead = pool.submit(make, position)
+            yield batches

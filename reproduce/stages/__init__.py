@@ -1,0 +1,1 @@
+"""The stages: wiring only."""

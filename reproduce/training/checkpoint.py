@@ -1,0 +1,100 @@
+"""Checkpoints that are whole or absent; the newest two are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEEP = 2
+STATE = "state.pt"
+DIGEST = "sha256.json"
+
+
+def save_checkpoint(folder: Path, update: int, state: dict[str, Any]) -> Path:
+    """Write ``folder/update-K`` under a temporary name, flush it, rename it; drop older ones.
+
+    ``state`` holds tensors, numbers, strings and containers of them: what ``weights_only`` loads.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"update-{update}"
+    temporary = folder / f".update-{update}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    with open(temporary / STATE, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    with open(temporary / DIGEST, "w", encoding="utf-8") as file:
+        json.dump({STATE: _sha256(temporary / STATE)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if target.exists():  # a damaged one of the same update
+        shutil.rmtree(target)
+    os.replace(temporary, target)
+    _sync_folder(folder)
+    for old in list(_newest_first(folder))[KEEP:]:
+        shutil.rmtree(old, ignore_errors=True)
+    for litter in folder.glob(".update-*.tmp"):
+        shutil.rmtree(litter, ignore_errors=True)
+    return target
+
+
+def checkpoint_updates(folder: Path) -> list[int]:
+    """The updates that whole checkpoints exist for, newest first; damaged ones give a warning."""
+    return [_update(path) for path in _newest_first(folder) if _whole(path)]
+
+
+def load_checkpoint(
+    folder: Path, update: int, map_location: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """The state of ``folder/update-K``; loads tensors and plain values only, never code."""
+    path = folder / f"update-{update}" / STATE
+    state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+    return state
+
+
+def _newest_first(folder: Path) -> Iterator[Path]:
+    found = [p for p in folder.glob("update-*") if re.fullmatch(r"update-\d+", p.name)]
+    yield from sorted(found, key=_update, reverse=True)
+
+
+def _update(path: Path) -> int:
+    return int(path.name.removeprefix("update-"))
+
+
+def _whole(path: Path) -> bool:
+    try:
+        digest = json.loads((path / DIGEST).read_text(encoding="utf-8"))[STATE]
+        if digest == _sha256(path / STATE):
+            return True
+        problem = "its content doesn't match its checksum"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = str(error) or type(error).__name__
+    warnings.warn(
+        f"checkpoint {path.parent.parent.name}/{path.name} is damaged ({problem}); "
+        "going back to the one before it",
+        stacklevel=3,
+    )
+    return False
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,104 @@
+"""One process or many: ranks, sums over ranks, nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from reproduce.errors import UsageError
+
+T = TypeVar("T")
+BUCKET_ELEMENTS = 8_388_608
+"""Gradients are summed over ranks in flat buckets of this many elements (32 MiB in float32)."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run. ``rank`` 0 writes files."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def mine(self, items: Sequence[T]) -> list[tuple[int, T]]:
+        """This rank's share of an update's micro-batches with their positions, round robin."""
+        return [(i, item) for i, item in enumerate(items) if i % self.world == self.rank]
+
+    def sum_(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Sum tensors over ranks in place, in flat buckets a dtype and device."""
+        if self.world == 1:
+            return
+        bucket: list[torch.Tensor] = []
+        size = 0
+        for tensor in tensors:
+            full = bucket and size + tensor.numel() > BUCKET_ELEMENTS
+            if full or (bucket and tensor.dtype != bucket[0].dtype):
+                _sum_bucket(bucket)
+                bucket, size = [], 0
+            bucket.append(tensor)
+            size += tensor.numel()
+        if bucket:
+            _sum_bucket(bucket)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def _sum_bucket(tensors: list[torch.Tensor]) -> None:
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def start(device: str = "auto") -> Ranks:
+    """Join the process group that torchrun set up, or be the only process.
+
+    Args:
+        device: ``auto`` takes CUDA where there is a device, else the CPU.
+
+    Raises:
+        UsageError: ``cuda`` without a CUDA device.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "no CUDA device", where="--device cuda", do="use --device cpu, or install CUDA's driver"
+        )
+    cuda = torch.cuda.is_available() and device != "cpu"
+    where = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(where)
+    if world > 1 and not dist.is_initialized():
+        if cuda:
+            # nccl for tensors on the device, gloo for objects
+            dist.init_process_group("cpu:gloo,cuda:nccl", device_id=where)
+        else:
+            dist.init_process_group("gloo")
+    return Ranks(rank, world, where)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
