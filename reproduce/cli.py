@@ -1,4 +1,4 @@
-"""The commands. A stage is imported when it runs, so that ``--help`` needs neither torch nor pandas."""
+"""The commands. A stage is imported when it runs: ``--help`` needs neither torch nor pandas."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ app = typer.Typer(
     epilog="RECIPE: a shipped recipe (w2vrep ls), a YAML file, or several joined by +.",
 )
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="as-run, corrected+mini, ...")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="as-run, corrected+mini, ...")
+]
 Work = Annotated[Path | None, typer.Option(help="Work folder; default runs/<RECIPE>.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE laid over; repeatable.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]

@@ -1,4 +1,4 @@
-"""What newer versions of our dependencies need from us. One place, so that it can be thrown away."""
+"""What newer versions of our dependencies need from us, in one place, to be thrown away."""
 
 from __future__ import annotations
 

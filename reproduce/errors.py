@@ -71,6 +71,8 @@ class ContradictedError(W2vrepError):
 class InterruptedRun(W2vrepError):
     """SIGINT (130) or SIGTERM (143) arrived; the checkpoint is written."""
 
-    def __init__(self, found: str, *, where: str = "", do: str = "", signal_number: int = 2) -> None:
+    def __init__(
+        self, found: str, *, where: str = "", do: str = "", signal_number: int = 2
+    ) -> None:
         super().__init__(found, where=where, do=do)
         self.exit_code = 128 + signal_number

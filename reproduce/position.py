@@ -1,8 +1,8 @@
 """Randomness as a function of position: no state to store, the same on any number of processes.
 
-Every random choice names its stream ("mask", "negatives", "gumbel", "dropout", "shuffle", ...) and its
-position (update, micro-batch, ...). Nothing else feeds it, so a resumed or redistributed run draws
-what the uninterrupted one drew.
+Every random choice names its stream ("mask", "negatives", "gumbel", "forward", "shuffle", ...) and
+its position (update, micro-batch, ...). Nothing else feeds it, so a resumed or redistributed run
+draws what the uninterrupted one drew.
 """
 
 from __future__ import annotations

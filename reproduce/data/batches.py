@@ -20,7 +20,7 @@ from reproduce.errors import DataError
 from reproduce.position import generator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     import pandas as pd
 
@@ -173,7 +173,7 @@ class Speech:
         return [int(self.cropped[i]) for i in positions]
 
     def collate(self, positions: Sequence[int], rng: np.random.Generator | None = None) -> Batch:
-        """Slice, crop, normalize and pad. ``rng`` places random crops; without it they start at 0."""
+        """Cut, crop, normalize and pad. ``rng`` places random crops; without it they begin at 0."""
         lengths = self.lengths(positions)
         waveform = np.zeros((len(positions), max(lengths)), np.float32)
         for row, (i, length) in enumerate(zip(positions, lengths, strict=True)):
@@ -191,7 +191,9 @@ class Speech:
         )
 
 
-def prefetch(make: Callable[[int], list[Batch]], first: int, last: int) -> Iterator[list[Batch]]:
+def prefetch(
+    make: Callable[[int], list[Batch]], first: int, last: int
+) -> Generator[list[Batch], None, None]:
     """``make(first) .. make(last)``, each made in a thread while the one before it is used."""
     if first > last:
         return

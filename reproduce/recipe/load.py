@@ -126,7 +126,9 @@ def _expand(parts: Iterable[str], seen: list[str]) -> Iterator[Layer]:
         below = {name: tree.pop(name, None) for name in ("protocol", "extends")}
         for name, value in below.items():
             if value is not None and not isinstance(value, str):
-                raise RecipeError([f"{name}: should be a recipe's name, found {value!r}"], where=part)
+                raise RecipeError(
+                    [f"{name}: should be a recipe's name, found {value!r}"], where=part
+                )
         alone = not seen
         seen.append(identity)
         if alone and below["protocol"]:
@@ -286,7 +288,9 @@ def _parse(
         except ValidationError as error:
             for path, message in _messages(error, tree, model):
                 source = origin.get(path)
-                problems.append(f"{prefix}{path}: {message}" + (f" (from {source})" if source else ""))
+                problems.append(
+                    f"{prefix}{path}: {message}" + (f" (from {source})" if source else "")
+                )
                 _remove(tree, path)
     raise RecipeError(problems)
 
@@ -319,7 +323,9 @@ def _check_arms(
     return checked
 
 
-def _messages(error: ValidationError, tree: Tree, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+def _messages(
+    error: ValidationError, tree: Tree, model: type[BaseModel]
+) -> Iterator[tuple[str, str]]:
     """(dotted path, message) of each error; the branches of a union become one message."""
     found: dict[str, list[str]] = {}
     for item in error.errors():
@@ -343,11 +349,9 @@ def _real_path(loc: tuple[int | str, ...], tree: Any) -> list[str]:
     """The part of an error's location that exists in the input (union branches don't)."""
     keys: list[str] = []
     for part in loc:
-        if isinstance(tree, dict) and part in tree:
+        try:
             tree = tree[part]
-        elif isinstance(tree, list) and isinstance(part, int) and part < len(tree):
-            tree = tree[part]
-        else:
+        except (KeyError, IndexError, TypeError):
             break
         keys.append(str(part))
     return keys or [str(loc[0])]
@@ -404,7 +408,7 @@ def _remove(tree: Tree, path: str) -> None:
         inner.pop(last, None)
 
 
-# ------------------------------------------------------------------------------------------- dumping
+# ---------------------------------------------------------------------------------------- dumping
 
 
 def _write(section: Section, depth: int, lines: list[str], sources: bool) -> None:

@@ -14,6 +14,7 @@ import json
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 SectionT = TypeVar("SectionT", bound="Section")
 
@@ -27,7 +28,7 @@ Natural = Annotated[int, Field(ge=0)]
 def key(default: Any, description: str, source: str) -> Any:
     """A recipe key with its description and the source of its default."""
     factory = (lambda: default) if isinstance(default, list | dict | BaseModel) else None
-    extra = {"source": source}
+    extra: JsonDict = {"source": source}
     if factory is not None:
         return Field(default_factory=factory, description=description, json_schema_extra=extra)
     return Field(default=default, description=description, json_schema_extra=extra)
@@ -246,7 +247,9 @@ class Stage(Section):
         "w2v2",
     )
     input_length: Literal["utterance", "padded"] = key(
-        "utterance", "frames that masks and CTC see: an utterance's own, or all of the batch", "ours"
+        "utterance",
+        "frames that masks and CTC see: an utterance's own, or all of the batch",
+        "ours",
     )
     min_seconds: NonNegative = key(0.0, "only utterances longer than this, s", "paper")
     max_seconds: Positive | None = key(None, "leave out longer utterances, s", "ours")
@@ -308,10 +311,10 @@ class Finetune(Stage):
 
     encoder: str = key(
         "facebook/wav2vec2-base",
-        "ARM/seed-N of this work folder ({seed}: the run's own), a path, a hub name or a bundle",
+        "ARM/seed-N of this work folder ({seed}: the run's own), a path, a hub name (@COMMIT pins "
+        "another commit) or a torchaudio bundle",
         "paper",
     )
-    encoder_revision: str | None = key(None, "commit of a hub name; null: the newest", "ours")
     train: Literal["head", "transformer", "all"] = key(
         "head", "what is trained; transformer: all but the extractor", "as run"
     )

@@ -31,14 +31,31 @@ class Context:
     manifest: Manifest
     ranks: Ranks
     stage: Stage
+    more_settings: Callable[[Recipe, WorkFolder, int], dict[str, Any]] | None = None
+
+    def settings(self, arm: str, seed: int) -> dict[str, Any]:
+        """What decides the numbers of a run, for its hash."""
+        settings = self.recipe.settings(self.stage, arm)
+        if self.more_settings is not None:
+            settings |= self.more_settings(self.recipe, self.work, seed)
+        return settings
 
     def say(self, text: str) -> None:
         if self.ranks.main:
             print(text, file=sys.stderr, flush=True)
 
 
-def open_context(recipe: Recipe, work: WorkFolder, ranks: Ranks, stage: Stage) -> Context:
+def open_context(
+    recipe: Recipe,
+    work: WorkFolder,
+    ranks: Ranks,
+    stage: Stage,
+    more_settings: Callable[[Recipe, WorkFolder, int], dict[str, Any]] | None = None,
+) -> Context:
     """Read the manifest and set up threads and precision.
+
+    Args:
+        more_settings: (recipe, work, seed) -> what decides a run's numbers beside the recipe.
 
     Raises:
         DataError: nothing is prepared.
@@ -51,7 +68,7 @@ def open_context(recipe: Recipe, work: WorkFolder, ranks: Ranks, stage: Stage) -
     torch.backends.cudnn.allow_tf32 = tf32
     if ranks.main:
         save_recipe(recipe, work)
-    return Context(recipe, work, manifest, ranks, stage)
+    return Context(recipe, work, manifest, ranks, stage, more_settings)
 
 
 def run_grid(
@@ -149,13 +166,13 @@ def _open(
 ) -> RunRecord | None:
     """A run's record if it is due and nobody else trains it."""
     run.root.mkdir(parents=True, exist_ok=True)
-    lock = locks.enter_context(open(run.lock, "w", encoding="utf-8"))
+    lock = locks.enter_context(run.lock.open("w", encoding="utf-8"))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         notes.append(f"{run.name}: another process trains it")
         return None
-    settings = context.recipe.settings(context.stage, run.arm)
+    settings = context.settings(run.arm, run.seed)
     before = _read(run)
     if before is not None:
         _require_same(run, before, settings, context.manifest.sha256)
@@ -226,9 +243,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}{name}", json.dumps(value)
 
 
-def _failed(
-    context: Context, records: dict[str, RunRecord], seed: int, error: Exception
-) -> None:
+def _failed(context: Context, records: dict[str, RunRecord], seed: int, error: Exception) -> None:
     if not context.ranks.main:
         return
     for arm, record in records.items():

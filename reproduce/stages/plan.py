@@ -24,7 +24,7 @@ def plan_lines(
     yield f"work      {work.root}"
     yield f"data      corpus {data.corpus}{where}, subset {data.subset}"
     for name in stages:
-        section: Stage = recipe.pretrain if name == "pretrain" else recipe.finetune
+        section = recipe.pretrain if name == "pretrain" else recipe.finetune
         chosen = list(arms if arms is not None else section.arms)
         yield f"{name:9} {len(chosen)} arms x {len(seeds)} seeds = {len(chosen) * len(seeds)} runs"
         yield f"  arms    {', '.join(chosen)}"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.data.corpora import Corpus, read_corpus
-from reproduce.data.manifest import Summary, write_manifest
+from reproduce.data.manifest import write_manifest
+from reproduce.data.summary import Summary
 from reproduce.errors import UsageError
 from reproduce.recipe.load import as_yaml
 from reproduce.recipe.schema import Recipe
@@ -63,7 +64,10 @@ def save_recipe(recipe: Recipe, work: WorkFolder) -> None:
     data = recipe.data.model_copy(
         update={
             name: Path(value).name if value is not None else None
-            for name, value in (("root", recipe.data.root), ("transcripts", recipe.data.transcripts))
+            for name, value in (
+                ("root", recipe.data.root),
+                ("transcripts", recipe.data.transcripts),
+            )
         }
     )
     write_text(work.recipe, as_yaml(recipe.model_copy(update={"data": data})))

@@ -215,14 +215,14 @@ class PretrainTask(Task):
             row["icsl_gradient_share"] = share / (share + rest) if share + rest > 0 else 0.0
         return row
 
-    def values(self, update: int) -> Row:
+    def values(self, update: int, learner: Learner) -> Row:
         return {"gumbel_temperature": self.temperature(update)}
 
     # -------------------------------------------------------------------------------- validation
 
     @torch.no_grad()
     def validate(self, update: int, ranks: Ranks) -> dict[str, Row]:
-        """Means over the validation frames; batches are shared over ranks, summed in batch order."""
+        """Means over the validation frames; ranks share the batches, sums are in batch order."""
         self.model.eval()
         size = self.section.validation.batch_size
         positions = list(range(len(self.valid)))
@@ -345,7 +345,7 @@ def outcome_of(valid: Row, codebooks: int) -> Outcome:
     )
     if isinstance(perplexity, float) and perplexity / codebooks < COLLAPSED_PERPLEXITY:
         return "collapsed"
-    if isinstance(loss, float) and isinstance(chance, float):
-        if abs(loss - chance) <= AT_CHANCE_MARGIN:
-            return "at_chance"
+    known = isinstance(loss, float) and isinstance(chance, float)
+    if known and abs(loss - chance) <= AT_CHANCE_MARGIN:  # type: ignore[operator]
+        return "at_chance"
     return "ok"

@@ -39,7 +39,9 @@ def learning_rate_of(section: schema.Stage, plan: Plan) -> LearningRate:
     )
 
 
-def loop_settings(section: schema.Stage, stage: Literal["pretrain", "finetune"], seed: int, plan: Plan, label: str) -> LoopSettings:
+def loop_settings(
+    section: schema.Stage, stage: Literal["pretrain", "finetune"], seed: int, plan: Plan, label: str
+) -> LoopSettings:
     return LoopSettings(
         stage=stage,
         seed=seed,
@@ -96,5 +98,3 @@ def autocast(context: Context) -> AbstractContextManager[Any]:
         torch.bfloat16,
         enabled=context.recipe.compute.precision == "bf16",
     )
-
-

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from reproduce.data.batches import Batch, Plan, Speech, prefetch
-from reproduce.errors import DataError, InterruptedRun
+from reproduce.errors import InterruptedRun
 from reproduce.position import derive_seed, generator
 from reproduce.records import METRIC_COLUMNS, Outcome, RunFolder, RunRecord, Stage, Status
 from reproduce.training.checkpoint import checkpoint_updates, load_checkpoint, save_checkpoint
@@ -77,13 +77,15 @@ class Learner:
         self.earlier_seconds = 0.0
         self.active = True
 
-    def trained(self) -> list[nn.Parameter]:
-        """The parameters trained at this update; a gradient that nothing sent is zero."""
-        parameters = [p for p in self.parameters if p.requires_grad]
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        return parameters
+    def gradients(self) -> list[Tensor]:
+        """Of the parameters trained at this update; a gradient that nothing sent is zero."""
+        found = []
+        for parameter in self.parameters:
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                found.append(parameter.grad)
+        return found
 
 
 class Task(ABC):
@@ -91,7 +93,10 @@ class Task(ABC):
 
     metric_names: tuple[str, ...]
     """The names that `forward` gives metrics, the same on all ranks."""
+    total_names: tuple[str, ...] = ()
+    """Those of them whose column is the sum since the last row, not the mean."""
 
+    @abstractmethod
     def begin_update(self, update: int, micro_batches: Sequence[Sequence[int]]) -> None:
         """Before the first forward of an update, on every rank."""
 
@@ -107,11 +112,11 @@ class Task(ABC):
         """Metrics read off the finished gradients, before the step."""
         return {}
 
-    def end_update(self, update: int, ranks: Ranks) -> None:
+    def end_update(self, update: int, ranks: Ranks) -> None:  # noqa: B027
         """After the step, on every rank (codebooks that move once an update)."""
 
-    def values(self, update: int) -> Row:
-        """Columns of a train row that are no means."""
+    def values(self, update: int, learner: Learner) -> Row:
+        """Columns of a train row that are no means of `metric_names`."""
         return {}
 
     @abstractmethod
@@ -126,7 +131,7 @@ class Task(ABC):
     def load_state(self, learner: Learner, state: dict[str, Any]) -> None:
         """Take up such a state."""
 
-    def drop(self, learner: Learner) -> None:
+    def drop(self, learner: Learner) -> None:  # noqa: B027
         """A learner diverged; the others go on."""
 
     @abstractmethod
@@ -262,8 +267,8 @@ class Loop:
             if loss.requires_grad:
                 (loss if weights is None else loss * weights[index]).backward()  # type: ignore[no-untyped-call]
             totals.add(terms)
-        gradients = [[p.grad for p in learner.trained()] for learner in active]
-        ranks.sum_([g for group in gradients for g in group if g is not None])
+        gradients = [learner.gradients() for learner in active]
+        ranks.sum_([gradient for group in gradients for gradient in group])
         totals.add_stop(stop)
         ranks.sum_([totals.values])
         values, number = totals.read()
@@ -273,7 +278,7 @@ class Loop:
         seconds = sum(sum(self.speech.lengths(batch)) for batch in micro) / 16000
         rate = settings.learning_rate(update)
         for learner, group in zip(active, gradients, strict=True):
-            norm = torch.nn.utils.get_total_norm(group)  # type: ignore[arg-type]
+            norm = torch.nn.utils.get_total_norm(group)
             learner.audio_seconds += seconds
             grad_norm = float(norm)
             sums = values[learner.name]
@@ -306,7 +311,8 @@ class Loop:
             for learner in active:
                 row: Row = {
                     **{k: v for k, v in learner.means.means().items() if k in self._columns},
-                    **self.task.values(update),
+                    **{k: learner.means.sums.get(k, 0.0) for k in self.task.total_names},
+                    **self.task.values(update, learner),
                     "learning_rate": settings.learning_rate(update),
                     "audio_seconds": learner.audio_seconds,
                 }
@@ -487,29 +493,3 @@ def _postfix(learners: Sequence[Learner]) -> str:
         label = f"{learner.run.arm} " if len(learners) > 1 else ""
         parts.append(label + " ".join(shown))
     return ", ".join(parts[:3])
-
-
-def require_rows(run: RunFolder, size: int) -> None:
-    """A checkpoint's metrics must still be there.
-
-    Raises:
-        DataError: metrics.csv is shorter than when the checkpoint was made.
-    """
-    have = run.metrics.stat().st_size if run.metrics.exists() else 0
-    if have < size:
-        raise DataError(
-            f"metrics.csv has {have} bytes, its checkpoint was made at {size}",
-            where=run.name,
-            do="metrics would have a gap: delete this run's folder to train it anew",
-        )
-
-
-__all__ = [
-    "Callable",
-    "Learner",
-    "Loop",
-    "LoopSettings",
-    "StopRequest",
-    "Task",
-    "Terms",
-]

@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from reproduce.errors import DataError
+
 Row = Mapping[str, float | int | str | None]
 
 
@@ -20,10 +22,20 @@ class MetricsFile:
         self.size = 0
 
     def restart(self, size: int = 0) -> None:
-        """Keep the first ``size`` bytes (a checkpoint's), or begin anew with the header."""
+        """Keep the first ``size`` bytes (a checkpoint's), or begin anew with the header.
+
+        Raises:
+            DataError: the file is shorter than when the checkpoint was made.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        have = self.path.stat().st_size if self.path.exists() else 0
-        if size and have >= size:
+        if size:
+            have = self.path.stat().st_size if self.path.exists() else 0
+            if have < size:
+                raise DataError(
+                    f"{have} bytes, but {size} when its checkpoint was made: rows are missing",
+                    where=str(self.path),
+                    do="put the file back, or delete its folder to train this run anew",
+                )
             os.truncate(self.path, size)
             self.size = size
             return

@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, ``+dirty`` if files changed; None if none."""
+    """The commit of the checkout this runs from, ``+dirty`` if files changed; None if none."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

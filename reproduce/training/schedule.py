@@ -19,7 +19,7 @@ class LearningRate:
         peak: the peak rate.
         length: steps from the start to the end of the schedule; the run may stop before.
         kind: ``linear`` (warm-up, then linearly to 0), ``tri_stage`` (warm-up, hold, exponential
-            decay to ``final_scale`` of the peak, as fairseq's scheduler of that name), ``constant``.
+            decay to ``final_scale`` of the peak, as fairseq's of that name), ``constant``.
         warmup, hold, decay: shares of ``length``.
     """
 
@@ -74,7 +74,7 @@ class GumbelTemperature:
 def micro_batch_weights(
     gradient: Literal["summed", "averaged", "rescaled"], counts: Sequence[int], accumulation: int
 ) -> list[float] | None:
-    """What each micro-batch's summed loss is multiplied by; None: sum all, divide once by the count.
+    """What each micro-batch's summed loss is multiplied by; None: sum all, divide by the count.
 
     Args:
         gradient: ``averaged`` gives micro-batch j the weight 1/(n_j A): its mean, over the number

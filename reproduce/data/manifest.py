@@ -1,0 +1,275 @@
+"""The manifest: written by ``prepare``, read by every later stage.
+
+``data/`` is whole or absent: everything is made under ``data/.partial`` and moved into place at the
+end, ``summary.json`` last.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reproduce.data.audio import BYTES_PER_SAMPLE, SAMPLE_RATE, PackedAudio
+from reproduce.data.corpora import SPLITS, Item, Rejected
+from reproduce.data.packing import Entry, Journal, listing_sha256, pack_into
+from reproduce.data.subsets import STUDY_SEED, nested_subsets, subsets_within
+from reproduce.data.summary import Summary, Tally
+from reproduce.errors import DataError
+from reproduce.records import MANIFEST_COLUMNS, WorkFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNWRITABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR,
+}  # fmt: skip
+
+
+def write_manifest(
+    utterances: Iterable[Item],
+    folder: Path,
+    *,
+    corpus: str,
+    options: Mapping[str, Any] | None = None,
+    subset_seed: int = STUDY_SEED,
+    jobs: int = 0,
+    progress: bool = False,
+) -> Summary:
+    """Write ``manifest.csv``, ``audio.pcm`` and ``summary.json``, whole or not at all.
+
+    Does nothing where they are there already, made from the same listing (same ids, texts, paths,
+    file sizes and times) with the same subset seed; makes them anew where anything differs.
+    Interrupted and called again, it goes on where it was. One process at a time: others wait.
+
+    Args:
+        utterances: in corpus order; iterated more than once, so give what `read_corpus` returns
+            (a plain iterator is copied to a list first).
+        folder: `WorkFolder.data`.
+        corpus: its name, a column of the manifest.
+        options: recorded in the summary.
+        subset_seed: of the nested subsets.
+        jobs: decoding processes; 0 takes one a core.
+        progress: show a progress bar.
+
+    Raises:
+        DataError: the corpus can't be listed or holds no good utterance, or the disk is full.
+    """
+    items = list(utterances) if iter(utterances) is utterances else utterances
+    with _writing(folder):
+        listing, total = listing_sha256(items)
+        if summary := _already_there(folder, listing, subset_seed):
+            return summary
+        partial = WorkFolder(folder / ".partial")
+        journal = Journal(partial.data, listing)
+        try:
+            pack_into(journal, items, total=total, jobs=jobs or _cores(), progress=progress)
+        finally:
+            journal.close()
+        if not journal.samples:
+            raise _nothing_good(journal, corpus)
+        tally = _write_rows(journal, partial.manifest, corpus, subset_seed)
+        summary = tally.summary(
+            corpus=corpus,
+            options=options or {},
+            subset_seed=subset_seed,
+            listing_sha256=listing,
+            manifest_sha256=_sha256(partial.manifest),
+            samples=journal.samples,
+        )
+        (folder / "summary.json").unlink(missing_ok=True)
+        os.replace(partial.audio, folder / "audio.pcm")
+        os.replace(partial.manifest, folder / "manifest.csv")
+        summary.write(folder / "summary.json")
+        shutil.rmtree(partial.root)
+        return summary
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; name the remedy where the disk is full or can't be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise DataError(
+            f"can't be written: {error.strerror}",
+            where=str(folder),
+            do="make room (an hour of speech takes 110 MiB) or choose another --work folder, then "
+            "run the same command again: it goes on where it was",
+        ) from None
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _already_there(folder: Path, listing: str, subset_seed: int) -> Summary | None:
+    """The summary of what is prepared, if it is whole and was made from this listing."""
+    try:
+        summary = Summary.read(folder / "summary.json")
+        if (summary.listing_sha256, summary.subset_seed) == (listing, subset_seed):
+            _verify(folder, summary)
+            return summary
+    except DataError:
+        pass
+    return None
+
+
+def _verify(folder: Path, summary: Summary) -> None:
+    """Check that manifest and audio are those of the summary.
+
+    Raises:
+        DataError: one is missing or isn't.
+    """
+    do = f"run `w2vrep prepare RECIPE --work {folder.parent}` to make it anew"
+    manifest, audio = folder / "manifest.csv", folder / "audio.pcm"
+    for path in (manifest, audio):
+        if not path.is_file():
+            raise DataError("missing", where=str(path), do=do)
+    if _sha256(manifest) != summary.manifest_sha256:
+        raise DataError("changed since it was prepared", where=str(manifest), do=do)
+    if (size := audio.stat().st_size) != summary.samples * BYTES_PER_SAMPLE:
+        raise DataError(
+            f"{size} bytes, the manifest needs {summary.samples * BYTES_PER_SAMPLE}",
+            where=str(audio),
+            do=do,
+        )
+
+
+def _nothing_good(journal: Journal, corpus: str) -> DataError:
+    rejected = [entry for entry in journal if isinstance(entry, Rejected)]
+    lines = "".join(f"\n  {item.source}: {item.reason}" for item in rejected[:5])
+    more = f"\n  and {len(rejected) - 5} more" if len(rejected) > 5 else ""
+    return DataError(
+        f"no good utterance:{lines}{more}" if rejected else "no utterance found",
+        where=f"corpus {corpus}",
+        do="check data.root and the other data options of the recipe",
+    )
+
+
+def _write_rows(journal: Journal, path: Path, corpus: str, subset_seed: int) -> Tally:
+    """Write ``manifest.csv`` from the journal, with the subsets of the training rows."""
+    train = array("d")
+    for entry in journal:
+        if isinstance(entry, Entry) and entry.split == "train":
+            train.append(entry.samples / SAMPLE_RATE)
+    labels = iter(nested_subsets(train, subset_seed))
+    tally = Tally()
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(MANIFEST_COLUMNS)
+        for entry in journal:
+            if isinstance(entry, Rejected):
+                tally.reject(entry)
+                continue
+            subset = next(labels) if entry.split == "train" else "all"
+            tally.add(entry, subset)
+            writer.writerow(
+                (
+                    entry.id, corpus, entry.split, subset, entry.speaker,
+                    entry.samples / SAMPLE_RATE, entry.samples, entry.offset, entry.text,
+                    entry.source, entry.sha256,
+                )
+            )  # fmt: skip
+        file.flush()
+        os.fsync(file.fileno())
+    return tally
+
+
+class Manifest:
+    """A prepared corpus.
+
+    Attributes:
+        rows: a DataFrame with the manifest's columns, in corpus order.
+        audio: the packed samples that ``offset`` and ``samples`` of a row point into.
+        summary: ``summary.json``.
+        sha256: hash of ``manifest.csv``, the ``manifest_sha256`` of runs made from it.
+    """
+
+    def __init__(self, rows: pd.DataFrame, audio: PackedAudio, summary: Summary) -> None:
+        self.rows, self.audio, self.summary = rows, audio, summary
+        self.sha256 = summary.manifest_sha256
+
+    @classmethod
+    def read(cls, folder: Path, verify: bool = True) -> Manifest:
+        """Read `WorkFolder.data`.
+
+        Args:
+            folder: where `write_manifest` wrote.
+            verify: check the hash of ``manifest.csv`` and the size of ``audio.pcm``.
+
+        Raises:
+            DataError: nothing is prepared there, or it was changed since.
+        """
+        import pandas as pd
+
+        summary = Summary.read(folder / "summary.json")
+        if verify:
+            _verify(folder, summary)
+        try:
+            rows = pd.read_csv(
+                folder / "manifest.csv",
+                dtype=str,
+                keep_default_na=False,  # a speaker or a transcript may be called "NA"
+                encoding="utf-8",
+                usecols=list(MANIFEST_COLUMNS),
+            )
+            rows = rows.astype({"seconds": "float64", "samples": "int64", "offset": "int64"})
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"can't be read: {error}",
+                where=str(folder / "manifest.csv"),
+                do=f"run `w2vrep prepare RECIPE --work {folder.parent}` to make it anew",
+            ) from None
+        return cls(rows, PackedAudio(folder / "audio.pcm"), summary)
+
+    def select(
+        self,
+        *,
+        split: str,
+        subset: str = "all",
+        min_seconds: float | None = None,
+        max_seconds: float | None = None,
+    ) -> pd.DataFrame:
+        """Rows of one split, in corpus order.
+
+        Args:
+            split: ``train``, ``valid`` or ``test``.
+            subset: the nested subset; it acts on ``train`` only, and ``1h`` holds ``10min``.
+            min_seconds: only longer ones (the study kept those longer than 5 s).
+            max_seconds: only those not longer.
+
+        Raises:
+            ValueError: no such split or subset.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"no split {split!r}: {', '.join(SPLITS)}")
+        within = subsets_within(subset)
+        keep = self.rows["split"] == split
+        if split == "train":
+            keep &= self.rows["subset"].isin(within)
+        if min_seconds is not None:
+            keep &= self.rows["seconds"] > min_seconds
+        if max_seconds is not None:
+            keep &= self.rows["seconds"] <= max_seconds
+        return self.rows[keep]

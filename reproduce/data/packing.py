@@ -1,0 +1,283 @@
+"""Decode a corpus over processes and pack it: in order, in constant memory, resumable.
+
+The folder being made holds ``audio.pcm`` and a journal: one JSON line an item, written after its
+audio. Started again on the same listing, packing drops a half-written tail and goes on behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import signal
+import threading
+import unicodedata
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from reproduce.data.audio import BYTES_PER_SAMPLE, SAMPLE_RATE, AudioError, Packed, pack
+from reproduce.data.corpora import SPLITS, AudioSource, Item, Rejected, Utterance
+from reproduce.errors import DataError
+
+FORMAT = 1
+"""Raised when the same sources would be packed to something else."""
+
+CHUNK = 8
+"""Utterances a worker is sent at a time."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A packed utterance: a row of the manifest but for its subset, and what it was made from."""
+
+    id: str
+    split: str
+    speaker: str
+    samples: int
+    offset: int
+    text: str
+    source: str
+    sha256: str
+    rate: int
+    channels: int
+    clipped: int
+
+
+def listing_sha256(items: Iterable[Item]) -> tuple[str, int]:
+    """Hash of all that `items` lists (files by size and time, nothing decoded); their number."""
+    digest, count = hashlib.sha256(f"format {FORMAT}\n".encode()), 0
+    for item in items:
+        if isinstance(item, Utterance):
+            stamp = item.audio.stamp()
+            key = [item.id, item.split, item.speaker, item.text, item.source, stamp]
+        else:
+            key = [item.source, item.id or "", item.reason]
+        digest.update(json.dumps(key).encode() + b"\n")
+        count += 1
+    return digest.hexdigest(), count
+
+
+def clean(item: Item) -> Item:
+    """The utterance with its text in NFC and single spaces, or rejected for what a field holds."""
+    if isinstance(item, Rejected):
+        return _rejected(item.source, item.id, item.reason)
+    text = unicodedata.normalize("NFC", " ".join(item.text.split()))
+    reason = ""
+    if not item.id:
+        reason = "no id"
+    elif item.split not in SPLITS:
+        reason = f"unknown split {item.split!r}"
+    elif not text:
+        reason = "no transcript"
+    for name, value in (("id", item.id), ("transcript", text), ("speaker", item.speaker),
+                        ("path", item.source)):  # fmt: skip
+        for character in value:
+            # Control characters and lone surrogates: they don't survive a CSV file.
+            if not reason and unicodedata.category(character) in ("Cc", "Cs"):
+                reason = f"{name} holds the character U+{ord(character):04X}"
+    if reason:
+        return _rejected(item.source, item.id, reason)
+    return replace(item, text=text)
+
+
+def _rejected(source: str, id_: str | None, reason: str) -> Rejected:
+    """File names that aren't UTF-8 are written with escapes."""
+    source, name, reason = (
+        text.encode("utf-8", "backslashreplace").decode() for text in (source, id_ or "", reason)
+    )
+    return Rejected(source, name or None, reason)
+
+
+class Journal:
+    """``audio.pcm`` and ``journal.jsonl`` of a folder being made.
+
+    Args:
+        folder: where; made if need be.
+        listing: hash of the items. What another listing left there is dropped.
+
+    Attributes:
+        done: items packed or rejected so far.
+        samples: samples in ``audio.pcm`` so far.
+    """
+
+    def __init__(self, folder: Path, listing: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.audio, self.path = folder / "audio.pcm", folder / "journal.jsonl"
+        self.done = self.samples = 0
+        self._ids: set[str] = set()
+        header = json.dumps({"listing": listing}).encode() + b"\n"
+        end = self._recover(header)
+        self._pcm = _open_at(self.audio, self.samples * BYTES_PER_SAMPLE)
+        self._lines = _open_at(self.path, end)
+        if not end:
+            self._lines.write(header)
+            self._lines.flush()
+
+    def _recover(self, header: bytes) -> int:
+        """Take over what is whole; returns where the journal goes on."""
+        try:
+            packed = self.audio.stat().st_size // BYTES_PER_SAMPLE
+            with open(self.path, "rb") as file:
+                if file.readline() != header:
+                    return 0
+                end = file.tell()
+                for line in file:
+                    try:
+                        entry = _parse(line)
+                    except (ValueError, TypeError):
+                        break
+                    if isinstance(entry, Entry):
+                        if entry.offset + entry.samples > packed:
+                            break
+                        self._ids.add(entry.id)
+                        self.samples = entry.offset + entry.samples
+                    self.done += 1
+                    end += len(line)
+                return end
+        except FileNotFoundError:
+            return 0
+
+    def add(self, item: Item, result: Packed | str) -> None:
+        """Append one item: its audio, or the reason why it was rejected."""
+        entry: Entry | Rejected
+        if isinstance(item, Rejected):
+            entry = item
+        elif isinstance(result, str):
+            entry = Rejected(item.source, item.id, result)
+        elif item.id in self._ids:
+            entry = Rejected(item.source, item.id, "duplicate id")
+        else:
+            entry = Entry(
+                item.id, item.split, item.speaker, len(result.samples), self.samples, item.text,
+                item.source, result.sha256, result.rate, result.channels, result.clipped,
+            )  # fmt: skip
+            self._pcm.write(result.samples.data)
+            self._pcm.flush()
+            self.samples += entry.samples
+            self._ids.add(item.id)
+        self._lines.write(json.dumps(asdict(entry)).encode() + b"\n")
+        self._lines.flush()
+        self.done += 1
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Every entry, in order, from the file."""
+        with open(self.path, "rb") as file:
+            file.readline()
+            for line in file:
+                yield _parse(line)
+
+    def close(self) -> None:
+        """Flush both files to disk."""
+        for file in (self._pcm, self._lines):
+            try:
+                file.flush()
+                os.fsync(file.fileno())
+            finally:
+                file.close()
+
+
+def _open_at(path: Path, end: int) -> IO[bytes]:
+    file = open(path, "ab")  # noqa: SIM115 (Journal.close closes it)
+    file.truncate(end)
+    return file
+
+
+def _parse(line: bytes) -> Entry | Rejected:
+    fields = json.loads(line)
+    return Rejected(**fields) if "reason" in fields else Entry(**fields)
+
+
+def pack_into(
+    journal: Journal, items: Iterable[Item], *, total: int, jobs: int, progress: bool
+) -> None:
+    """Decode and pack what the journal doesn't hold yet.
+
+    Args:
+        journal: being filled.
+        items: all of them, from the start.
+        total: their number, for the progress bar.
+        jobs: processes; 1 decodes in this one.
+        progress: show a bar.
+
+    Raises:
+        DataError: a worker process was killed.
+    """
+    rest = map(clean, islice(iter(items), journal.done, None))
+    chunks = math.ceil((total - journal.done) / CHUNK)
+    results = _decode_all(rest, min(jobs, max(chunks, 1)))
+    with tqdm(total=total, initial=journal.done, unit="utt", disable=not progress) as bar:
+        for item, result in results:
+            journal.add(item, result)
+            bar.update()
+            if journal.done % 50 == 0:
+                bar.set_description(f"packed {journal.samples / SAMPLE_RATE / 3600:.2f} h", False)
+
+
+def _decode_all(items: Iterator[Item], jobs: int) -> Iterator[tuple[Item, Packed | str]]:
+    if jobs == 1:
+        for item in items:
+            yield item, convert(item.audio) if isinstance(item, Utterance) else ""
+        return
+    # spawn: forked children of a process that has run threads (torch, tqdm) may hang.
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start_worker)
+    waiting: deque[tuple[list[Item], Future[list[Packed | str]]]] = deque()
+    try:
+        while chunk := list(islice(items, CHUNK)):
+            sources = [item.audio for item in chunk if isinstance(item, Utterance)]
+            waiting.append((chunk, pool.submit(_convert_all, sources)))
+            if len(waiting) > 2 * jobs:
+                yield from _results(*waiting.popleft())
+        while waiting:
+            yield from _results(*waiting.popleft())
+    except BrokenProcessPool:
+        raise DataError(
+            "a decoding process was killed, most likely for lack of memory",
+            do="run the same command again: it goes on where it was; with fewer jobs it needs less",
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _results(
+    chunk: list[Item], future: Future[list[Packed | str]]
+) -> Iterator[tuple[Item, Packed | str]]:
+    results = iter(future.result())
+    for item in chunk:
+        yield item, next(results) if isinstance(item, Utterance) else ""
+
+
+def _convert_all(sources: list[AudioSource]) -> list[Packed | str]:
+    return [convert(source) for source in sources]
+
+
+def convert(source: AudioSource) -> Packed | str:
+    """Decode and convert one source; a string is the reason why it can't be used."""
+    try:
+        return pack(source.load())
+    except AudioError as error:
+        return str(error)
+    except OSError as error:
+        return f"can't be read: {error.strerror or error}"
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent does, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,201 @@
+"""``summary.json``: what a prepared corpus holds, what was left out, and what to be wary of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from reproduce.data.audio import SAMPLE_RATE
+from reproduce.data.corpora import SPLITS, Rejected
+from reproduce.data.packing import Entry
+from reproduce.data.subsets import subsets_within
+from reproduce.errors import DataError
+from reproduce.records import SUBSETS, write_text
+
+NAMED = 20
+"""At most so many speakers or ids are named in one warning."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``summary.json``.
+
+    Attributes:
+        corpus: its name.
+        options: what it was read with.
+        subset_seed: of the permutation that makes the nested subsets.
+        listing_sha256: hash of what the corpus listed: ids, texts, paths, file sizes and times.
+        manifest_sha256: hash of ``manifest.csv``, byte for byte: the utterance list.
+        samples: in ``audio.pcm``.
+        utterances, hours, speakers: by split; speakers by name.
+        lengths: by split: ``shortest``, ``median``, ``longest`` utterance in seconds.
+        subsets: by nested training subset: ``utterances``, ``hours``, and ``sha256`` over the lines
+            "id, tab, sha256 of the source, tab, text" in corpus order.
+        conversions: how many utterances were ``resampled``, ``mixed_down``, ``clipped`` (amplitudes
+            outside -1..1).
+        rejected: ``source``, ``id`` and ``reason`` of everything that was left out.
+        warnings: sentences.
+    """
+
+    corpus: str
+    options: dict[str, Any]
+    subset_seed: int
+    listing_sha256: str
+    manifest_sha256: str
+    samples: int
+    utterances: dict[str, int]
+    hours: dict[str, float]
+    speakers: dict[str, list[str]]
+    lengths: dict[str, dict[str, float]]
+    subsets: dict[str, dict[str, Any]]
+    conversions: dict[str, int]
+    rejected: list[dict[str, str | None]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def reasons(self) -> dict[str, int]:
+        """Reasons for rejection, without their details, most frequent first."""
+        counts = Counter(str(item["reason"]).partition(":")[0] for item in self.rejected)
+        return dict(counts.most_common())
+
+    def write(self, path: Path) -> None:
+        """Write whole or not at all."""
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False, default=str)
+        write_text(path, text + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Summary:
+        """Read ``summary.json``; keys of later versions are ignored.
+
+        Raises:
+            DataError: missing, or not a summary.
+        """
+        do = f"run `w2vrep prepare RECIPE --work {path.parent.parent}`"
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{k: v for k, v in raw.items() if k in cls.__dataclass_fields__})
+        except FileNotFoundError:
+            raise DataError("nothing is prepared here", where=str(path), do=do) from None
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise DataError(f"not a summary: {error}", where=str(path), do=do) from None
+
+
+class Tally:
+    """Gathers a `Summary`, an entry at a time."""
+
+    def __init__(self) -> None:
+        self._seconds = {split: array("d") for split in SPLITS}
+        self._speakers: dict[str, set[str]] = {split: set() for split in SPLITS}
+        self._subsets = {name: hashlib.sha256() for name in SUBSETS}
+        self._counts = {name: [0, 0] for name in SUBSETS}
+        self._conversions = Counter({"resampled": 0, "mixed_down": 0, "clipped": 0})
+        self._clipped: list[str] = []
+        self._characters: dict[str, set[str]] = {split: set() for split in SPLITS}
+        self._users: dict[tuple[str, str], list[str]] = {}
+        self._rejected: list[dict[str, str | None]] = []
+
+    def add(self, entry: Entry, subset: str) -> None:
+        """Count a row of the manifest."""
+        split = entry.split
+        self._seconds[split].append(entry.samples / SAMPLE_RATE)
+        if entry.speaker:
+            self._speakers[split].add(entry.speaker)
+        self._conversions["resampled"] += entry.rate != SAMPLE_RATE
+        self._conversions["mixed_down"] += entry.channels > 1
+        self._conversions["clipped"] += entry.clipped > 0
+        if entry.clipped > 0.01 * entry.samples:
+            self._clipped.append(entry.id)
+        new = set(entry.text) - self._characters["train"] - {" "}
+        self._characters[split] |= new
+        if split == "train":
+            for name in SUBSETS:
+                if subset in subsets_within(name):
+                    line = f"{entry.id}\t{entry.sha256}\t{entry.text}\n"
+                    self._subsets[name].update(line.encode())
+                    self._counts[name][0] += 1
+                    self._counts[name][1] += entry.samples
+        else:
+            for character in new:
+                users = self._users.setdefault((split, character), [])
+                if len(users) < NAMED:
+                    users.append(entry.id)
+
+    def reject(self, item: Rejected) -> None:
+        """Count something left out."""
+        self._rejected.append(asdict(item))
+
+    def summary(
+        self,
+        *,
+        corpus: str,
+        options: Mapping[str, Any],
+        subset_seed: int,
+        listing_sha256: str,
+        manifest_sha256: str,
+        samples: int,
+    ) -> Summary:
+        """What was gathered."""
+        seconds = {split: values for split, values in self._seconds.items() if values}
+        return Summary(
+            corpus=corpus,
+            options=dict(options),
+            subset_seed=subset_seed,
+            listing_sha256=listing_sha256,
+            manifest_sha256=manifest_sha256,
+            samples=samples,
+            utterances={split: len(self._seconds[split]) for split in SPLITS},
+            hours={split: round(sum(self._seconds[split]) / 3600, 6) for split in SPLITS},
+            speakers={split: sorted(self._speakers[split]) for split in SPLITS},
+            lengths={
+                split: {"shortest": min(v), "median": round(median(v), 3), "longest": max(v)}
+                for split, v in seconds.items()
+            },
+            subsets={
+                name: {
+                    "utterances": count,
+                    "hours": round(samples / SAMPLE_RATE / 3600, 6),
+                    "sha256": self._subsets[name].hexdigest(),
+                }
+                for name, (count, samples) in self._counts.items()
+            },
+            conversions=dict(self._conversions),
+            rejected=self._rejected,
+            warnings=list(self._warnings()),
+        )
+
+    def _warnings(self) -> Iterable[str]:
+        for split in ("train", "valid"):
+            if not self._seconds[split]:
+                yield f"there is no {split} utterance"
+        for split in ("valid", "test"):
+            if shared := sorted(self._speakers["train"] & self._speakers[split]):
+                yield (
+                    f"{_count(len(shared), 'speaker')} shared by train and {split}, so {split} "
+                    f"results don't tell how unknown speakers fare: {_named(shared)}"
+                )
+        for (split, character), users in sorted(self._users.items()):
+            if character not in self._characters["train"]:
+                yield (
+                    f"the character {character!r} (U+{ord(character):04X}) of {split} transcripts "
+                    f"is never seen in training: {_named(users)}"
+                )
+        if self._clipped:
+            count = _count(len(self._clipped), "utterance")
+            yield f"more than 1 % of samples clipped in {count}: {_named(self._clipped)}"
+        if self._rejected:
+            yield f"{_count(len(self._rejected), 'item')} rejected, see `rejected`"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

@@ -1,0 +1,409 @@
+"""wav2vec 2.0's encoder: torchaudio's modules hold the parameters, the forward is ours.
+
+B utterances, T samples, F frames, C channels of the last convolution, D width.
+
+The forward is our own because the time mask belongs between the feature projection and the zeroing
+of padding, which torchaudio has in one private step. All names inside torchaudio's modules are used
+in this file only.
+
+Sources: wav2vec 2.0 (arXiv 2006.11477); values and padding as in transformers' ``Wav2Vec2Model``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from reproduce.compat import import_torchaudio
+from reproduce.errors import DataError
+
+Extractor = Literal["group_norm", "layer_norm"]
+
+# Field of EncoderConfig -> key of Hugging Face's config.json.
+_HUGGINGFACE_KEYS = {
+    "conv_channels": "conv_dim",
+    "conv_kernels": "conv_kernel",
+    "conv_strides": "conv_stride",
+    "conv_bias": "conv_bias",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+    "position_kernel": "num_conv_pos_embeddings",
+    "position_groups": "num_conv_pos_embedding_groups",
+    "layer_norm_first": "do_stable_layer_norm",
+    "dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "projection_dropout": "feat_proj_dropout",
+    "layer_drop": "layerdrop",
+}
+# What the architecture fixes: key -> (the only value known here, its default where absent).
+_FIXED: dict[str, Any] = {
+    "model_type": "wav2vec2",
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "layer_norm_eps": 1e-5,
+    "add_adapter": False,
+    "adapter_attn_dim": None,
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The encoder's shape and regularization. The defaults are transformers' (wav2vec 2.0 base).
+
+    Attributes:
+        extractor: ``group_norm``: one norm after the first convolution (base); ``layer_norm``: one
+            after each (large on 60 k hours). Also decides on the attention mask, see `Encoder`.
+        layer_norm_first: normalize before each block (``do_stable_layer_norm``).
+        dropout: of hidden states in the transformer.
+        projection_dropout: after the feature projection.
+        layer_drop: probability to skip a transformer layer in training.
+        extractor_gradient: factor on the gradient that reaches the convolutions (fairseq's
+            ``feature_grad_mult``; 0.1 there for base, 1 in transformers).
+    """
+
+    extractor: Extractor = "group_norm"
+    conv_channels: tuple[int, ...] = (512,) * 7
+    conv_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_bias: bool = False
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    feed_forward: int = 3072
+    position_kernel: int = 128
+    position_groups: int = 16
+    layer_norm_first: bool = False
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.1
+    projection_dropout: float = 0.0
+    layer_drop: float = 0.1
+    extractor_gradient: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("conv_channels", "conv_kernels", "conv_strides"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not len(self.conv_channels) == len(self.conv_kernels) == len(self.conv_strides) > 0:
+            raise ValueError("conv_channels, conv_kernels and conv_strides differ in length")
+        if self.extractor not in ("group_norm", "layer_norm"):
+            raise ValueError(f"extractor {self.extractor!r}: group_norm or layer_norm")
+        for divisor in ("heads", "position_groups"):
+            if self.width % getattr(self, divisor):
+                raise ValueError(f"width {self.width} isn't a multiple of {divisor}")
+
+    @classmethod
+    def base(cls) -> EncoderConfig:
+        """wav2vec 2.0 base: 12 layers of 768."""
+        return cls()
+
+    @classmethod
+    def large(cls) -> EncoderConfig:
+        """wav2vec 2.0 large as trained on 60 k hours: 24 layers of 1024, layer norm throughout.
+
+        Large as trained on LibriSpeech is this with ``extractor="group_norm"``, ``conv_bias=False``
+        and ``layer_norm_first=False``. Dropouts stay at their defaults.
+        """
+        return cls(
+            extractor="layer_norm",
+            conv_bias=True,
+            width=1024,
+            layers=24,
+            heads=16,
+            feed_forward=4096,
+            layer_norm_first=True,
+        )
+
+    @classmethod
+    def from_huggingface(
+        cls, config: Mapping[str, Any], where: str = "config.json"
+    ) -> EncoderConfig:
+        """Read Hugging Face's configuration; absent keys have transformers' defaults.
+
+        Raises:
+            DataError: an architecture that isn't wav2vec 2.0's, with every deviation listed.
+        """
+        problems = [
+            f"{key} is {config[key]!r}, known is {known!r}"
+            for key, known in _FIXED.items()
+            if config.get(key, known) != known
+        ]
+        norm = config.get("feat_extract_norm", "group")
+        if norm not in ("group", "layer"):
+            problems.append(f"feat_extract_norm is {norm!r}, known are 'group' and 'layer'")
+        fields = {ours: config[key] for ours, key in _HUGGINGFACE_KEYS.items() if key in config}
+        if not problems:
+            try:
+                return cls(extractor="group_norm" if norm == "group" else "layer_norm", **fields)
+            except (TypeError, ValueError) as error:
+                problems.append(str(error))
+        raise DataError(
+            "not a wav2vec 2.0 encoder: " + "; ".join(problems),
+            where=where,
+            do="Give the folder of a wav2vec 2.0 model (base, large) in Hugging Face layout.",
+        )
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """The keys of Hugging Face's config.json; ``extractor_gradient`` has none there."""
+        config = {key: getattr(self, ours) for ours, key in _HUGGINGFACE_KEYS.items()}
+        config = {key: list(v) if isinstance(v, tuple) else v for key, v in config.items()}
+        config["feat_extract_norm"] = self.extractor.removesuffix("_norm")
+        config["num_feat_extract_layers"] = len(self.conv_channels)
+        return {key: known for key, known in _FIXED.items() if known is not None} | config
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """What an encoder returns; unpacks as ``features, lengths = encoder(waveform)``.
+
+    Attributes:
+        features: outputs of the transformer [B, F, D].
+        lengths: valid frames of each utterance [B] int64.
+        extracted: normalized outputs of the convolutions [B, F, C], never masked: the quantizer's
+            input.
+    """
+
+    features: Tensor
+    lengths: Tensor
+    extracted: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.features, self.lengths))
+
+
+class Encoder(nn.Module):
+    """wav2vec 2.0's convolutions and transformer.
+
+    Padding is treated as transformers treats it: an encoder with ``layer_norm`` extractor zeroes
+    padded frames and keeps attention off them, so that padding changes nothing; one with
+    ``group_norm`` extractor was published without an attention mask, and what it computes depends
+    on the (zero) padding.
+
+    Initial weights are drawn from torch's global stream, as in transformers: normal(0, 0.02) for
+    the transformer's linear layers, Kaiming normal for the convolutions, U(0, 1) for the mask
+    embedding, torch's own default for the feature projection and the positional convolution (whose
+    normal initialization has no effect in transformers: weight norm lies over it).
+
+    Dropout draws from the global stream of its device, layer drop from that of the CPU.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        built = import_torchaudio().models.wav2vec2_model(
+            extractor_mode=config.extractor,
+            extractor_conv_layer_config=list(
+                zip(config.conv_channels, config.conv_kernels, config.conv_strides, strict=True)
+            ),
+            extractor_conv_bias=config.conv_bias,
+            encoder_embed_dim=config.width,
+            encoder_projection_dropout=config.projection_dropout,
+            encoder_pos_conv_kernel=config.position_kernel,
+            encoder_pos_conv_groups=config.position_groups,
+            encoder_num_layers=config.layers,
+            encoder_num_heads=config.heads,
+            encoder_attention_dropout=config.attention_dropout,
+            encoder_ff_interm_features=config.feed_forward,
+            encoder_ff_interm_dropout=config.activation_dropout,
+            encoder_dropout=config.dropout,
+            encoder_layer_norm_first=config.layer_norm_first,
+            encoder_layer_drop=config.layer_drop,
+            aux_num_out=None,
+        )
+        self.feature_extractor: nn.Module = built.feature_extractor
+        self.feature_projection: nn.Module = built.encoder.feature_projection
+        self.transformer: nn.Module = built.encoder.transformer
+        self.mask_embedding = nn.Parameter(torch.empty(config.width))
+        self._initialize()
+
+    def forward(
+        self,
+        waveform: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        channel_mask: Tensor | None = None,
+    ) -> EncoderOutput:
+        """Encode 16 kHz waveforms.
+
+        Args:
+            waveform: normalized samples [B, T], zero where padded.
+            lengths: valid samples [B]; None: all of them.
+            mask: frames whose projected features the mask embedding replaces [B, F] bool.
+            channel_mask: channels set to zero in all frames [B, D] bool.
+
+        Raises:
+            ValueError: a mask whose shape doesn't fit.
+        """
+        extracted = self._extract(waveform)
+        batch, total, _ = extracted.shape
+        device = waveform.device
+        padded = None
+        if lengths is None:
+            frame_lengths = torch.full((batch,), total, device=device)
+        else:
+            frame_lengths = self.frames(lengths)
+            ragged = self.config.extractor == "layer_norm" and bool((frame_lengths < total).any())
+            frame_lengths = frame_lengths.to(device)
+            if ragged:
+                padded = torch.arange(total, device=device) >= frame_lengths[:, None]
+
+        projection: Any = self.feature_projection
+        hidden = projection.dropout(projection.projection(extracted))
+        if mask is not None:
+            _check_mask(mask, (batch, total), "mask")
+            embedding = self.mask_embedding.to(hidden.dtype)
+            hidden = torch.where(mask.to(device)[..., None], embedding, hidden)
+        if channel_mask is not None:
+            _check_mask(channel_mask, (batch, hidden.shape[2]), "channel_mask")
+            hidden = hidden.masked_fill(channel_mask.to(device)[:, None], 0.0)
+        return EncoderOutput(self._transform(hidden, padded), frame_lengths, extracted)
+
+    @overload
+    def frames(self, samples: int) -> int: ...
+    @overload
+    def frames(self, samples: Tensor) -> Tensor: ...
+    def frames(self, samples: int | Tensor) -> int | Tensor:
+        """Frames that the convolutions make of so many samples; 0 for too few."""
+        for kernel, stride in zip(self.config.conv_kernels, self.config.conv_strides, strict=True):
+            samples = (samples - kernel) // stride + 1
+        return samples.clamp(min=0) if isinstance(samples, Tensor) else max(samples, 0)
+
+    def freeze_extractor(self) -> None:
+        """No gradient for the convolutions, as transformers' ``freeze_feature_encoder``."""
+        self.feature_extractor.requires_grad_(False)
+
+    @classmethod
+    def from_torchaudio(cls, model: nn.Module, where: str = "torchaudio model") -> Encoder:
+        """Convert torchaudio's ``Wav2Vec2Model`` (also HuBERT's), as its bundles return it.
+
+        The mask embedding, which torchaudio's model lacks, is drawn anew. Normalization of the
+        waveform, which some bundles wrap around the model, is left to the caller.
+
+        Raises:
+            DataError: another architecture, such as WavLM.
+        """
+        wrapped: Any = getattr(model, "model", model)
+        try:
+            config = _config_of_torchaudio(wrapped)
+        except AttributeError as error:
+            raise DataError(
+                f"not a wav2vec 2.0 encoder ({error})",
+                where=where,
+                do="Give a WAV2VEC2_* or HUBERT_* bundle.",
+            ) from error
+        encoder = cls(config)
+        for ours, theirs in (
+            (encoder.feature_extractor, wrapped.feature_extractor),
+            (encoder.feature_projection, wrapped.encoder.feature_projection),
+            (encoder.transformer, wrapped.encoder.transformer),
+        ):
+            ours.load_state_dict(theirs.state_dict())
+        return encoder
+
+    def _extract(self, waveform: Tensor) -> Tensor:
+        """[B, T] -> normalized convolution outputs [B, F, C]."""
+        extractor: Any = self.feature_extractor
+        projection: Any = self.feature_projection
+        hidden = waveform[:, None]
+        for layer in extractor.conv_layers:
+            hidden, _ = layer(hidden, None)
+        if self.config.extractor_gradient != 1.0:
+            hidden = _ScaleGradient.apply(hidden, self.config.extractor_gradient)
+        normalized: Tensor = projection.layer_norm(hidden.transpose(1, 2))
+        return normalized
+
+    def _transform(self, hidden: Tensor, padded: Tensor | None) -> Tensor:
+        """Positions and transformer layers over [B, F, D]; ``padded`` [B, F] bool or None."""
+        transformer: Any = self.transformer
+        attention_mask = None
+        if padded is not None:
+            batch, total = padded.shape
+            hidden = hidden.masked_fill(padded[..., None], 0.0)
+            attention_mask = ~padded[:, None, None].expand(batch, 1, total, total)
+        hidden = hidden + transformer.pos_conv_embed(hidden)
+        if not self.config.layer_norm_first:
+            hidden = transformer.layer_norm(hidden)
+        hidden = transformer.dropout(hidden)
+        for layer, kept in zip(transformer.layers, self._kept_layers(), strict=True):
+            if kept:
+                hidden, _ = layer(hidden, attention_mask)
+        if self.config.layer_norm_first:
+            hidden = transformer.layer_norm(hidden)
+        return hidden
+
+    def _kept_layers(self) -> list[bool]:
+        """One draw a layer whatever the device and rate, in train mode only."""
+        if not self.training:
+            return [True] * self.config.layers
+        kept: list[bool] = (torch.rand(self.config.layers) >= self.config.layer_drop).tolist()
+        return kept
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        transformer: Any = self.transformer
+        nn.init.uniform_(self.mask_embedding)
+        for module in self.feature_extractor.modules():
+            if isinstance(module, nn.Conv1d):
+                nn.init.kaiming_normal_(module.weight)
+        for module in transformer.layers.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.zeros_(transformer.pos_conv_embed.conv.bias)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.factor, None
+
+
+def _check_mask(mask: Tensor, shape: tuple[int, int], name: str) -> None:
+    if mask.shape != shape or mask.dtype != torch.bool:
+        raise ValueError(
+            f"{name} is {mask.dtype} {list(mask.shape)}; these waveforms need bool {list(shape)}"
+        )
+
+
+def _config_of_torchaudio(model: Any) -> EncoderConfig:
+    """Read the shape off torchaudio's modules. Raises AttributeError for another architecture."""
+    blocks = model.feature_extractor.conv_layers
+    transformer = model.encoder.transformer
+    layer = transformer.layers[0]
+    if not all(hasattr(layer.attention, name) for name in ("q_proj", "k_proj", "v_proj")):
+        raise AttributeError(f"attention is {type(layer.attention).__name__}")
+    group_norm = isinstance(blocks[0].layer_norm, nn.GroupNorm)
+    return dataclasses.replace(
+        EncoderConfig.base(),
+        extractor="group_norm" if group_norm else "layer_norm",
+        conv_channels=tuple(block.conv.out_channels for block in blocks),
+        conv_kernels=tuple(block.kernel_size for block in blocks),
+        conv_strides=tuple(block.stride for block in blocks),
+        conv_bias=blocks[0].conv.bias is not None,
+        width=transformer.pos_conv_embed.embed_dim,
+        layers=len(transformer.layers),
+        heads=layer.attention.num_heads,
+        feed_forward=layer.feed_forward.intermediate_dense.out_features,
+        position_kernel=transformer.pos_conv_embed.kernel_size,
+        position_groups=transformer.pos_conv_embed.conv.groups,
+        layer_norm_first=layer.layer_norm_first,
+        dropout=transformer.dropout.p,
+        attention_dropout=layer.attention.dropout,
+        activation_dropout=layer.feed_forward.intermediate_dropout.p,
+        projection_dropout=model.encoder.feature_projection.dropout.p,
+        layer_drop=transformer.layer_drop,
+    )

@@ -1,0 +1,344 @@
+"""Weights in and out: Hugging Face's layout both ways, torchaudio's bundles in.
+
+Strict: a weight that is missing, unexpected or of a wrong shape is an error that lists it. Weights
+are read without executing code (safetensors, or torch's ``weights_only``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reproduce.compat import import_torchaudio
+from reproduce.errors import DataError
+from reproduce.model.encoder import Encoder, EncoderConfig
+from reproduce.model.pretrainer import PretrainingModel
+from reproduce.records import write_text
+
+CONFIG, SAFETENSORS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
+PREFIX = "wav2vec2."
+PINNED = {
+    "facebook/wav2vec2-base": "0b5b8e868dd84f03fd87d01f9c4ff0f080fecfe8",
+    "facebook/wav2vec2-base-960h": "22aad52d435eb6dbaf354bdad9b0da84ce7d6156",
+}
+"""Hub name -> the commit that is meant where ``NAME@COMMIT`` doesn't say otherwise."""
+
+# Module of Encoder <-> of Hugging Face's Wav2Vec2Model, where they differ.
+_RENAMED = (("transformer.", "encoder."), ("mask_embedding", "masked_spec_embed"))
+# Argument of PretrainingModel -> key of Hugging Face's config.json and its default there.
+_HEAD_KEYS = {
+    "codebooks": ("num_codevector_groups", 2),
+    "entries": ("num_codevectors_per_group", 320),
+    "codevector_dim": ("codevector_dim", 256),
+    "projection_dim": ("proj_codevector_dim", 256),
+    "quantizer_dropout": ("feat_quantizer_dropout", 0.0),
+    "temperature": ("contrastive_logits_temperature", 0.1),
+}
+_OWN = "w2vrep"  # config.json's section for what transformers doesn't know
+_OWN_KEYS = ("diversity", "remove_collisions")
+
+
+def encoder_config_to_huggingface(config: EncoderConfig) -> dict[str, Any]:
+    """The encoder's keys of a Hugging Face config.json."""
+    return config.to_huggingface()
+
+
+def encoder_state_to_huggingface(encoder: Encoder, prefix: str = PREFIX) -> dict[str, Tensor]:
+    """The encoder's weights under Hugging Face's names, on the CPU, detached."""
+    state = {}
+    for name, value in encoder.state_dict().items():
+        for ours, theirs in _RENAMED:
+            if name.startswith(ours):
+                name = theirs + name.removeprefix(ours)
+        state[prefix + name] = value.detach().cpu().contiguous()
+    return state
+
+
+def save_huggingface(
+    model: PretrainingModel, folder: str | Path, *, extra_config: Mapping[str, Any] | None = None
+) -> None:
+    """Write config.json and model.safetensors as ``Wav2Vec2ForPreTraining`` reads them.
+
+    Args:
+        model: the model, on any device.
+        folder: made if absent; each file appears whole or not at all.
+        extra_config: more keys of config.json, such as ``num_negatives`` or ``mask_time_prob``.
+    """
+    config = model.encoder.config.to_huggingface() | {
+        "architectures": ["Wav2Vec2ForPreTraining"],
+        "num_codevector_groups": model.quantizer.groups,
+        "num_codevectors_per_group": model.quantizer.entries,
+        "codevector_dim": model.quantizer.codevector_dim,
+        "proj_codevector_dim": model.project_hid.out_features,
+        "feat_quantizer_dropout": model.dropout_features.p,
+        "contrastive_logits_temperature": model.temperature,
+        _OWN: {key: getattr(model, key) for key in _OWN_KEYS}
+        | {"extractor_gradient": model.encoder.config.extractor_gradient},
+    }
+    state = encoder_state_to_huggingface(model.encoder)
+    for name, value in model.state_dict().items():
+        if not name.startswith("encoder."):
+            state[name] = value.detach().cpu().contiguous()
+    save_folder(folder, config | dict(extra_config or {}), state)
+
+
+def save_folder(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Write a configuration and weights in Hugging Face's layout, each file whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{SAFETENSORS}.{os.getpid()}.tmp"
+    save_file(dict(state), temporary, metadata={"format": "pt"})
+    os.replace(temporary, folder / SAFETENSORS)
+    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load_pretraining_model(path: str | Path) -> PretrainingModel:
+    """A pretraining model in eval mode, on the CPU.
+
+    Args:
+        path: a Hugging Face folder of ``Wav2Vec2ForPreTraining`` or a finished run's ``model/``.
+
+    Raises:
+        DataError: no such folder, another architecture, or weights that don't fit.
+    """
+    folder = Path(path)
+    config, state = read_folder(folder)
+    head = {name: config.get(key, default) for name, (key, default) in _HEAD_KEYS.items()}
+    own = {key: config.get(_OWN, {})[key] for key in _OWN_KEYS if key in config.get(_OWN, {})}
+    try:
+        model = PretrainingModel(_encoder_config(config, folder), **head, **own)
+    except (TypeError, ValueError) as error:
+        raise DataError(str(error), where=str(folder / CONFIG)) from error
+    encoder_state, rest = _split(state)
+    state = {f"encoder.{name}": value for name, value in encoder_state.items()} | rest
+    load_strict(model, state, where=str(folder))
+    return model.eval()
+
+
+def load_encoder(path_or_name: str | Path) -> Encoder:
+    """An encoder in eval mode, on the CPU: ``features, lengths = encoder(waveform, lengths=None)``.
+
+    Args:
+        path_or_name: a Hugging Face folder (bare, with the pretraining or a CTC head, or a finished
+            run's ``model/``), a hub name ``OWNER/NAME@COMMIT`` (no commit for those in ``PINNED``),
+            or a torchaudio bundle such as ``WAV2VEC2_BASE``.
+
+    A mask embedding that the source lacks (torchaudio's models, some fine-tuned ones) is drawn from
+    U(0, 1) with a fixed seed; it only matters for fine-tuning with masks.
+
+    Raises:
+        DataError: nothing of that name, no way to fetch it, another architecture, or weights that
+            don't fit.
+    """
+    name = str(path_or_name)
+    folder = Path(path_or_name).expanduser()
+    if folder.is_dir():
+        return _encoder_of_folder(folder)
+    if re.fullmatch(r"[A-Z][A-Z0-9_]+", name):
+        return _encoder_of_bundle(name)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?", name):
+        return _encoder_of_folder(_fetch(name))
+    raise DataError(
+        "no such folder",
+        where=name,
+        do="Give a folder with config.json and weights, a hub name such as "
+        "facebook/wav2vec2-base, or a torchaudio bundle such as WAV2VEC2_BASE.",
+    )
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """config.json and the weights of a Hugging Face folder, with weight norm under its new names.
+
+    Raises:
+        DataError: a file that is missing or can't be read.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"no {CONFIG}", where=str(folder), do=f"Give a folder with {CONFIG} and {SAFETENSORS}."
+        ) from error
+    except ValueError as error:
+        raise DataError(f"not JSON: {error}", where=str(path)) from error
+    if not isinstance(config, dict):
+        raise DataError("not a JSON object", where=str(path))
+    safetensors, pickled = folder / SAFETENSORS, folder / PICKLED
+    try:
+        if safetensors.exists():
+            state = load_file(safetensors)
+        elif pickled.exists():
+            state = torch.load(pickled, map_location="cpu", weights_only=True)
+        else:
+            raise DataError(
+                f"neither {SAFETENSORS} nor {PICKLED}",
+                where=str(folder),
+                do="Weights split over several files aren't supported; save them as one.",
+            )
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise DataError(
+            f"weights can't be read: {error}",
+            where=str(folder),
+            do="Fetch the file again, or save the weights as safetensors.",
+        ) from error
+    return config, {_modern(name): value for name, value in state.items()}
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load weights that fit exactly.
+
+    Raises:
+        DataError: with all that is missing, unexpected or of a wrong shape.
+    """
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    shapes = [
+        f"{name} is {list(found[name])}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    lists = {
+        "missing": expected.keys() - found.keys(),
+        "unexpected": found.keys() - expected.keys(),
+        "of a wrong shape": shapes,
+    }
+    problems = [f"{kind}: {_listed(names)}" for kind, names in lists.items() if names]
+    if problems:
+        raise DataError(
+            "weights don't fit: " + "; ".join(problems),
+            where=where,
+            do="Check that config.json belongs to these weights.",
+        )
+    module.load_state_dict(dict(state))
+
+
+def _encoder_of_folder(folder: Path) -> Encoder:
+    config, state = read_folder(folder)
+    encoder = Encoder(_encoder_config(config, folder))
+    weights, rest = _split(state)
+    if not weights:  # a bare Wav2Vec2Model: no prefix, no head
+        weights = {_our_name(name): value for name, value in rest.items()}
+    if "mask_embedding" not in weights:
+        weights["mask_embedding"] = _drawn_embedding(encoder, str(folder))
+    load_strict(encoder, weights, where=str(folder))
+    return encoder.eval()
+
+
+def _encoder_of_bundle(name: str) -> Encoder:
+    pipelines = import_torchaudio().pipelines
+    bundle = getattr(pipelines, name, None)
+    if not isinstance(bundle, pipelines.Wav2Vec2Bundle):
+        known = [n for n in dir(pipelines) if n.startswith(("WAV2VEC2_", "HUBERT_"))]
+        raise DataError(
+            "neither a folder nor a torchaudio bundle",
+            where=name,
+            do=f"Bundles: {_listed(known, 40)}.",
+        )
+    try:
+        model = bundle.get_model()
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"torchaudio can't fetch the bundle: {error}",
+            where=name,
+            do="Run once with a network, or put the file that it names into "
+            f"{torch.hub.get_dir()}/checkpoints.",
+        ) from error
+    encoder = Encoder.from_torchaudio(model, where=name)
+    with torch.no_grad():
+        encoder.mask_embedding.copy_(_drawn_embedding(encoder, name))
+    return encoder.eval()
+
+
+def _fetch(name: str) -> Path:
+    """The folder of a hub model at a fixed commit, from the cache or the network."""
+    repository, _, revision = name.partition("@")
+    revision = revision or PINNED.get(repository, "")
+    if not revision:
+        raise DataError(
+            "no such folder, and as a hub name it lacks a commit",
+            where=name,
+            do=f"Name one, so that the run can be repeated: {repository}@COMMIT "
+            f"(https://huggingface.co/{repository}/commits/main).",
+        )
+    by_hand = (
+        f"Put {CONFIG} and {SAFETENSORS} or {PICKLED} of https://huggingface.co/{repository}/tree/"
+        f"{revision} into a folder, such as models/{repository.split('/')[1]}, and name that."
+    )
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise DataError(
+            "hub names need the package huggingface_hub",
+            where=name,
+            do=f"pip install huggingface_hub. Or: {by_hand}",
+        ) from error
+    try:
+        config = hf_hub_download(repository, CONFIG, revision=revision)
+        try:
+            hf_hub_download(repository, SAFETENSORS, revision=revision)
+        except LocalEntryNotFoundError:  # offline, and not in the cache: the other one may be
+            hf_hub_download(repository, PICKLED, revision=revision)
+        except EntryNotFoundError:
+            hf_hub_download(repository, PICKLED, revision=revision)
+    except Exception as error:  # the hub's client raises errors of several HTTP libraries
+        reason = str(error).strip().splitlines()
+        raise DataError(
+            f"can't be fetched: {type(error).__name__}: {reason[0] if reason else ''}",
+            where=f"{repository}@{revision}",
+            do=by_hand,
+        ) from error
+    return Path(config).parent
+
+
+def _encoder_config(config: Mapping[str, Any], folder: Path) -> EncoderConfig:
+    encoder = EncoderConfig.from_huggingface(config, where=str(folder / CONFIG))
+    own = config.get(_OWN, {})
+    return dataclasses.replace(encoder, extractor_gradient=own.get("extractor_gradient", 1.0))
+
+
+def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What Hugging Face's names say is the encoder's (under our names), and the rest (heads)."""
+    encoder, rest = {}, {}
+    for name, value in state.items():
+        if name.startswith(PREFIX):
+            encoder[_our_name(name.removeprefix(PREFIX))] = value
+        else:
+            rest[name] = value
+    return encoder, rest
+
+
+def _our_name(name: str) -> str:
+    for ours, theirs in _RENAMED:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _modern(name: str) -> str:
+    """weight_g and weight_v of the older weight norm under the newer one's names."""
+    name = re.sub(r"\bweight_g$", "parametrizations.weight.original0", name)
+    return re.sub(r"\bweight_v$", "parametrizations.weight.original1", name)
+
+
+def _drawn_embedding(encoder: Encoder, where: str) -> Tensor:
+    warnings.warn(f"{where} has no mask embedding: drawn from U(0, 1)", stacklevel=3)
+    return torch.rand(encoder.config.width, generator=torch.Generator().manual_seed(0))
+
+
+def _listed(names: Iterable[str], most: int = 12) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

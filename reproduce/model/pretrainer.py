@@ -1,0 +1,189 @@
+"""Pretraining: encoder, mask and quantizer to objective terms.
+
+B utterances, T samples, F frames, N masked frames, K negatives, G codebooks of V entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from reproduce.model.encoder import Encoder, EncoderConfig, EncoderOutput
+from reproduce.model.quantizer import GumbelQuantizer
+from reproduce.objective.contrastive import contrastive
+from reproduce.objective.diversity import DiversityForm, diversity, perplexity
+
+GUMBEL_TEMPERATURE = 2.0
+"""Where wav2vec 2.0 starts (appendix A)."""
+
+
+@dataclass(frozen=True)
+class PretrainingOutput:
+    """Sums over the masked frames; the caller divides by their number over the whole update.
+
+    Attributes:
+        contrastive_loss: sum, nats.
+        chance_loss: sum of ln(1 + kept negatives), nats: the contrastive loss of a model that knows
+            nothing.
+        diversity_loss: the diversity loss times ``masked_frames``, unweighted.
+        masked_frames: N.
+        perplexity: of code use, summed over codebooks as in transformers.
+        negatives_kept: negatives left after collisions are removed, summed.
+        codes: of the masked frames [N, G], in the row-major order of the mask.
+        codevectors: of the masked frames [N, D].
+        lengths: valid frames of each utterance [B].
+    """
+
+    contrastive_loss: Tensor
+    chance_loss: Tensor
+    diversity_loss: Tensor
+    masked_frames: int
+    perplexity: Tensor
+    negatives_kept: Tensor
+    codes: Tensor
+    codevectors: Tensor
+    lengths: Tensor
+
+
+class PretrainingModel(nn.Module):
+    """wav2vec 2.0 with its pretraining head (arXiv 2006.11477).
+
+    The mathematics of transformers' ``Wav2Vec2ForPreTraining``, but only masked frames are
+    quantized, projected and compared. Quantizer, similarities and losses are computed in the
+    parameters' precision even under autocast. The quantizer's weights are drawn last, so that all
+    other initial weights are the same for any number of codebooks.
+
+    Args:
+        encoder_config: the encoder's shape.
+        codebooks: G, 1 to 32.
+        entries: V.
+        codevector_dim: of all codebooks together, a multiple of G.
+        projection_dim: dimension in which predictions and targets are compared.
+        codevector_init: U(0, 1) or N(0, 1) codevectors.
+        quantizer_dropout: dropout of the quantizer's input.
+        temperature: kappa, divides the cosines.
+        diversity: form of the diversity loss, see :func:`reproduce.objective.diversity.diversity`.
+        remove_collisions: leave out negatives whose codes equal the positive's.
+    """
+
+    def __init__(
+        self,
+        encoder_config: EncoderConfig,
+        *,
+        codebooks: int = 2,
+        entries: int = 320,
+        codevector_dim: int = 256,
+        projection_dim: int = 256,
+        codevector_init: Literal["uniform", "normal"] = "uniform",
+        quantizer_dropout: float = 0.0,
+        temperature: float = 0.1,
+        diversity: DiversityForm = "perplexity",
+        remove_collisions: bool = True,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.diversity: DiversityForm = diversity
+        self.remove_collisions = remove_collisions
+        self.encoder = Encoder(encoder_config)
+        self.dropout_features = nn.Dropout(quantizer_dropout)
+        self.project_hid = nn.Linear(encoder_config.width, projection_dim)
+        self.project_q = nn.Linear(codevector_dim, projection_dim)
+        self.quantizer = GumbelQuantizer(
+            encoder_config.conv_channels[-1], codebooks, entries, codevector_dim, codevector_init
+        )
+
+    def codebook_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the inter-codebook similarity loss acts on."""
+        return [self.quantizer.codevectors]
+
+    def forward(
+        self,
+        waveform: Tensor,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        negatives: Tensor | None = None,
+        *,
+        gumbel_noise: Tensor | None = None,
+        gumbel_temperature: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> PretrainingOutput:
+        """The terms of the loss for one batch.
+
+        Args:
+            waveform: normalized 16 kHz samples [B, T], zero where padded.
+            lengths: valid samples [B]; None: all of them.
+            mask: masked frames [B, F] bool; an utterance may have none.
+            negatives: int64 [B, F, K], read at masked frames, or [N, K] in the mask's row-major
+                order: positions in 0..F-1 of the same utterance. Frames outside the mask are
+                quantized too where drawn.
+            gumbel_noise: noise of train mode [M, G, V] for the M frames that are quantized (the
+                masked ones, if all negatives are masked frames); None: drawn.
+            gumbel_temperature: of train mode; None: 2.0.
+            generator: draws the noise; None: torch's global stream.
+
+        Raises:
+            ValueError: mask or negatives missing, of a wrong shape or outside the utterance.
+        """
+        if mask is None or negatives is None:
+            raise ValueError("the loss needs mask and negatives")
+        encoded: EncoderOutput = self.encoder(waveform, lengths, mask)
+        device = waveform.device
+        mask, negatives = mask.to(device), negatives.to(device)
+        drawn, quantized = _resolve_negatives(negatives, mask)
+        with torch.autocast(device.type, enabled=False):
+            dtype = self.project_hid.weight.dtype
+            quantizer_output = self.quantizer(
+                self.dropout_features(encoded.extracted[quantized]),
+                GUMBEL_TEMPERATURE if gumbel_temperature is None else gumbel_temperature,
+                noise=gumbel_noise,
+                generator=generator,
+                counted=mask[quantized],
+            )
+            terms = contrastive(
+                self.project_hid(encoded.features[mask].to(dtype)),
+                self.project_q(quantizer_output.codevectors),
+                quantizer_output.codes,
+                drawn,
+                mask,
+                quantized,
+                temperature=self.temperature,
+                remove_collisions=self.remove_collisions,
+            )
+            use = quantizer_output.mean_probabilities
+            return PretrainingOutput(
+                contrastive_loss=terms.loss,
+                chance_loss=terms.chance,
+                diversity_loss=diversity(use, self.diversity) * terms.count,
+                masked_frames=terms.count,
+                perplexity=perplexity(use).sum(),
+                negatives_kept=terms.kept,
+                codes=quantizer_output.codes[mask[quantized]],
+                codevectors=quantizer_output.codevectors[mask[quantized]],
+                lengths=encoded.lengths,
+            )
+
+
+def _resolve_negatives(negatives: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Negatives as [N, K], and the frames to quantize [B, F]: the masked and the drawn ones."""
+    rows = mask.nonzero()[:, 0]
+    if negatives.dim() == 3 and negatives.shape[:2] == mask.shape:
+        negatives = negatives[mask]
+    elif negatives.dim() != 2 or len(negatives) != len(rows):
+        raise ValueError(
+            f"negatives {list(negatives.shape)} don't fit a mask {list(mask.shape)} of {len(rows)} "
+            "frames: [B, F, K] or [N, K]"
+        )
+    if negatives.numel() == 0:
+        return negatives.long(), mask
+    frames = mask.shape[1]
+    if negatives.min() < 0 or negatives.max() >= frames:
+        raise ValueError(
+            f"negatives {int(negatives.min())}..{int(negatives.max())} outside 0..{frames - 1}"
+        )
+    negatives = negatives.long()
+    quantized = mask.clone()
+    quantized[rows[:, None].expand_as(negatives), negatives] = True
+    return negatives, quantized

@@ -1,0 +1,167 @@
+"""Audio files with a table of transcripts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from reproduce.data.audio import AudioError
+from reproduce.data.corpora import Rejected, Utterance, read_corpus
+from reproduce.errors import DataError
+
+
+def audio(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.random.default_rng(0).standard_normal(800) * 0.1, 16000)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    base = tmp_path / "corpus"
+    for name in ("a.wav", "b.flac", "sub/c.wav"):
+        audio(base / name)
+    return base
+
+
+def read(root: Path, **options) -> tuple[list[Utterance], dict[str, str]]:
+    items = list(read_corpus("folder", root=root, **options))
+    rejected = {i.source: i.reason for i in items if isinstance(i, Rejected)}
+    return [i for i in items if isinstance(i, Utterance)], rejected
+
+
+ROWS = [
+    {"path": "b.flac", "text": 'Ça va, "bien"?', "speaker": "s1", "split": "train"},
+    {"path": "a.wav", "text": "здравствуй", "speaker": "s2", "split": "dev"},
+    {"path": "sub/c.wav", "text": "NA", "speaker": "NA", "split": "test"},
+]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_tables_of_three_kinds_say_the_same(root: Path, suffix: str) -> None:
+    if suffix == ".jsonl":
+        text = "\n".join(json.dumps(row) for row in ROWS)
+    elif suffix == ".tsv":
+        rows = ["\t".join(row.values()) for row in ROWS]
+        text = "\n".join(["file_name\tsentence\tclient_id\tsplit", *rows])
+    else:
+        rows = [",".join('"' + v.replace('"', '""') + '"' for v in row.values()) for row in ROWS]
+        text = "\r\n".join(["\ufeffAudio,Transcript,Speaker_ID,Split", *rows])
+    (root / f"table{suffix}").write_text(text, encoding="utf-8")
+    good, rejected = read(root)
+    assert not rejected
+    assert [(u.id, u.source, u.text, u.speaker, u.split) for u in good] == [
+        ("b", "b.flac", 'Ça va, "bien"?', "s1", "train"),
+        ("a", "a.wav", "здравствуй", "s2", "valid"),
+        ("sub/c", "sub/c.wav", "NA", "NA", "test"),
+    ]
+    assert len(good[0].audio.load().samples) == 800
+
+
+def test_damage_is_named_and_nothing_else_is_lost(root: Path, tmp_path: Path) -> None:
+    audio(tmp_path / "outside.wav")
+    (root / "link.wav").symlink_to(tmp_path / "outside.wav")
+    (root / "table.csv").write_text(
+        "id,path,text,split\n"
+        "1,a.wav,fine,train\n"
+        "2,../outside.wav,x,train\n"
+        "3,link.wav,x,train\n"
+        f"4,{tmp_path}/outside.wav,x,train\n"
+        "5,gone.wav,x,train\n"
+        "6,,x,train\n"
+        "7,b.flac,x,tain\n"
+        "8,b.flac,one, two,train\n"
+        f"9,{root}/sub/../b.flac,fine,train\n"
+        "10,nul\0.wav,x,train\n"
+    )
+    good, rejected = read(root)
+    outside = "path leaves the corpus folder"
+    assert "not a usable path" in rejected.pop("nul\0.wav")
+    assert rejected == {
+        "../outside.wav": outside,
+        "link.wav": outside,
+        f"{tmp_path}/outside.wav": outside,
+        "gone.wav": "no such audio file",
+        "table.csv: row 6": "no audio file named",
+        "b.flac": "unknown split 'tain': train, valid or test",
+        "table.csv: row 8": "5 fields in a table of 4 columns",
+        "sub/c.wav": "no transcript in table.csv",
+    }
+    assert [(u.id, u.source) for u in good] == [("1", "a.wav"), ("9", "b.flac")]
+
+
+def test_a_huge_file_is_refused_unread(root: Path) -> None:
+    os.truncate(root / "a.wav", 8 * 2**30)  # sparse: takes no room
+    (root / "table.csv").write_text("path,text\na.wav,x\n")
+    with pytest.raises(AudioError, match="too large: 8589934592 bytes"):
+        read(root)[0][0].audio.load()
+
+
+def test_damaged_json_lines(root: Path) -> None:
+    lines = ['{"path": "a.wav", "text": "ok", "id": 5}', "{", "[1]", '{"path": {"x": 1}}', ""]
+    (root / "t.jsonl").write_text("\n".join(lines))
+    good, rejected = read(root)
+    assert [u.id for u in good] == ["5"]
+    assert "not JSON" in rejected["t.jsonl: row 2"]
+    assert rejected["t.jsonl: row 3"] == "not a JSON object"
+    assert rejected["t.jsonl: row 4"] == "path: text expected"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "found: none"),
+        (
+            b"a.wav,hello\n",
+            "no column path or file or file_name or audio; its columns: a.wav, hello",
+        ),
+        (b"path,words\na.wav,x\n", "no column text"),
+        (b"", "its columns: none"),
+        (b"path,text\na.wav,caf\xe9\n", "can't be read: 'utf-8'"),
+        (b'path,text\na.wav,"open\n', "can't be read"),
+    ],
+)
+def test_a_bad_table_is_one_clear_error(root: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (root / "table.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read(root)
+
+
+def test_which_table(root: Path, tmp_path: Path) -> None:
+    for name in ("one.csv", "two.tsv"):
+        (root / name).write_text("path,text\na.wav,x\n")
+    with pytest.raises(DataError, match=r"found: one\.csv, two\.tsv"):
+        read(root)
+    assert len(read(root, transcripts="one.csv")[0]) == 1
+    os.replace(root / "one.csv", tmp_path / "elsewhere.csv")
+    assert len(read(root, transcripts=tmp_path / "elsewhere.csv")[0]) == 1
+    with pytest.raises(DataError, match="no such file"):
+        read(root, transcripts="three.csv")
+
+
+def write_table(root: Path, count: int, speakers: int) -> None:
+    rows = [f"{i},a.wav,x,{f's{i % speakers}' if speakers else ''}" for i in range(count)]
+    (root / "table.csv").write_text("\n".join(["id,path,text,speaker", *rows]))
+
+
+def test_split_by_utterance_or_by_speaker(root: Path) -> None:
+    def valid(**options) -> list[Utterance]:
+        return [u for u in read(root, **options)[0] if u.split == "valid"]
+
+    write_table(root, 200, 0)
+    first = valid(valid_fraction=0.1)
+    assert len(first) == 20
+    assert first == valid(valid_fraction=0.1)
+    assert not valid(valid_fraction=0)
+    write_table(root, 3, 0)
+    assert len(valid(valid_fraction=0.1)) == 1
+    write_table(root, 200, 4)
+    assert len(valid(valid_fraction=0.1)) == 20
+    write_table(root, 200, 40)
+    assert len(valid(valid_fraction=0.1)) == 20
+    assert len({u.speaker for u in valid(valid_fraction=0.1)}) == 4

@@ -1,0 +1,284 @@
+import pickle
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import signal
+
+from reproduce.data.corpora import Utterance, read_corpus, synthetic, synthetic_voice
+from reproduce.data.corpora.synthetic import SyntheticAudio, compose, utterances
+from reproduce.data.corpora.synthetic_voice import PHASES, PHASES_OF, SOUNDS, Voice, synthesize
+from reproduce.data.corpora.synthetic_words import PATTERNS, WORDS
+from reproduce.errors import UsageError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ'"
+OPTIONS: dict[str, Any] = {
+    "hours": 0.5,
+    "valid_hours": 0.1,
+    "speakers": 5,
+    "valid_speakers": 3,
+    "seed": 7,
+}
+
+
+@pytest.fixture(scope="module")
+def corpus() -> list[Utterance]:
+    return list(utterances(**OPTIONS))
+
+
+def score(utterance: Utterance) -> synthetic.Score:
+    assert isinstance(utterance.audio, SyntheticAudio)
+    return utterance.audio.score()
+
+
+def seconds(utterance: Utterance) -> float:
+    return score(utterance).length / 16_000
+
+
+def test_hours_lengths_and_ids(corpus: list[Utterance]) -> None:
+    lengths = {"train": 0.0, "valid": 0.0}
+    for utterance in corpus:
+        assert 2.0 <= seconds(utterance) <= 15.0
+        lengths[utterance.split] += seconds(utterance)
+    assert 0.5 <= lengths["train"] / 3600 < 0.5 + 15 / 3600
+    assert 0.1 <= lengths["valid"] / 3600 < 0.1 + 15 / 3600
+    ids = [utterance.id for utterance in corpus]
+    assert ids == sorted(set(ids))
+
+
+def test_transcripts_look_like_librispeech(corpus: list[Utterance]) -> None:
+    texts = [utterance.text for utterance in corpus if utterance.split == "train"]
+    assert all(re.fullmatch(r"[A-Z']+( [A-Z']+)*", text) for text in texts)
+    assert set("".join(texts)) == {*LETTERS, " "}
+    assert len(set(texts)) == len(texts)
+    words = " ".join(texts).split()
+    counts = sorted((words.count(word) for word in set(words)), reverse=True)
+    assert len(counts) > 300
+    assert counts[0] > 5 * counts[50] > 0, "a few words are very common, as in any text"
+    assert not re.search(r"\bA [AEIOU]", " ".join(texts))
+
+
+def test_splits_share_neither_speaker_nor_sentence(
+    corpus: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, valid = ({u.speaker for u in corpus if u.split == split} for split in ("train", "valid"))
+    assert (len(train), len(valid), len(train & valid)) == (5, 3, 0)
+
+    heard: dict[str, set[str]] = {"train": set(), "valid": set()}
+    draw_sentence = synthetic._sentence
+
+    def listen(split: str, draw: Any) -> list[str]:
+        words = draw_sentence(split, draw)
+        heard[split].add(" ".join(words))
+        return words
+
+    monkeypatch.setattr(synthetic, "_sentence", listen)
+    for utterance in corpus:
+        assert score(utterance).text == utterance.text
+    assert min(map(len, heard.values())) > 50
+    assert not heard["train"] & heard["valid"]
+
+
+def test_the_same_seed_gives_the_same_corpus_and_more_hours_begin_alike(
+    corpus: list[Utterance],
+) -> None:
+    assert list(utterances(**OPTIONS)) == corpus
+    longer = utterances(**OPTIONS | {"hours": 1e6})
+    train = [utterance for utterance in corpus if utterance.split == "train"]
+    assert list(islice(longer, len(train))) == train
+    other = next(utterances(**OPTIONS | {"seed": 8}))
+    assert other.text != corpus[0].text
+
+
+def test_texts_and_lengths_of_version_1_are_fixed() -> None:
+    assert synthetic.VERSION == 1
+    first = next(utterances(**OPTIONS))
+    assert (first.id, first.speaker) == ("train-000000-000", "train-000")
+    assert first.source == "synthetic:7/train-000000-000"
+    assert first.text == (
+        "THEN EVERY BEAR SAW ANOTHER BOOK THEN SHE GREW OLD"
+        " THIS LETTER WAS GREEN IN A SEA HIS BOOK SLOWLY SAW SOME CHAIRS"
+    )
+    assert score(first).length == 183530
+
+
+def test_nothing_is_synthesized_until_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("synthesized")
+
+    monkeypatch.setattr(synthetic, "synthesize", refuse)
+    stream = utterances(**OPTIONS)
+    assert isinstance(stream, Iterator)
+    assert sum(1 for _ in stream) > 100
+    with pytest.raises(AssertionError, match="synthesized"):
+        next(utterances(**OPTIONS)).audio.load()
+
+
+def test_audio_is_of_the_planned_length_audible_unclipped_and_repeatable(
+    corpus: list[Utterance],
+) -> None:
+    for utterance in [*corpus[:10], *corpus[-5:]]:
+        heard = utterance.audio.load()
+        again = pickle.loads(pickle.dumps(utterance)).audio.load()
+        assert heard.rate == 16_000
+        assert heard.samples.dtype == np.float32
+        assert heard.samples.shape == (score(utterance).length,)
+        assert np.array_equal(heard.samples, again.samples)
+        assert heard.sha256 == again.sha256
+        assert 0.1 < np.abs(heard.samples).max() <= 0.95
+        assert 0.045 < np.sqrt(np.mean(heard.samples**2)) < 0.1
+        assert abs(heard.samples.mean()) < 0.01
+    digests = {utterance.audio.load().sha256 for utterance in corpus[:10]}
+    assert len(digests) == 10
+
+
+@pytest.mark.parametrize(("least", "most"), [(0.5, 2.0), (2.0, 2.0), (5.0, 5.5), (20.0, 40.0)])
+def test_limits_are_kept(least: float, most: float) -> None:
+    for index in range(200):
+        spoken = compose(3, f"train-{index:06d}-{index:03d}", least, most)
+        assert least * 16_000 <= spoken.length <= most * 16_000
+        assert spoken.text
+        assert (spoken.samples > 0).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hours": -1.0},
+        {"hours": float("nan")},
+        {"valid_hours": float("inf")},
+        {"speakers": 0},
+        {"valid_speakers": 0},
+        {"min_seconds": 0.0},
+        {"min_seconds": 9.0, "max_seconds": 8.0},
+        {"min_seconds": 0.5, "max_seconds": 1.0},
+        {"max_seconds": float("nan")},
+    ],
+)
+def test_impossible_options_are_refused_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="synthetic"):
+        utterances(**OPTIONS | wrong)
+
+
+def test_no_hours_need_no_speakers() -> None:
+    options = OPTIONS | {"valid_hours": 0.0, "valid_speakers": 0}
+    assert {utterance.split for utterance in utterances(**options)} == {"train"}
+
+
+def test_the_registry_offers_it() -> None:
+    items = iter(read_corpus("synthetic", root=None, synthetic=OPTIONS))
+    assert next(items) == next(utterances(**OPTIONS))
+
+
+def test_patterns_name_only_patterns_and_word_classes() -> None:
+    lines = [line for patterns in PATTERNS.values() for line in patterns]
+    symbols = {symbol.split("+")[0] for line in lines for symbol in line.split()}
+    assert symbols - {"sentence"} <= PATTERNS.keys() | WORDS.keys()
+    assert (WORDS.keys() | PATTERNS.keys()) == symbols | {"sentence"}
+    for words in WORDS.values():
+        assert set("".join(words)) <= set(LETTERS)
+
+
+# The synthesizer.
+
+
+def test_every_letter_has_a_sound_of_its_own() -> None:
+    assert {*LETTERS, " "} <= SOUNDS.keys()
+    assert len(set(SOUNDS.values())) == len(SOUNDS)
+
+
+def test_the_tract_is_a_cascade_of_resonators() -> None:
+    tracks = np.array([[800, 1300, 2550, 900], [260, 1650, 2600, 1500]], np.float32)
+    response = synthetic_voice._tract_response(tracks, tract=1.0)
+    hertz = np.arange(response.shape[1]) * 16_000 / synthetic_voice.FFT
+    for row, (f1, f2, f3, zero) in enumerate(tracks.tolist()):
+        expected = np.ones(len(hertz), complex)
+        resonances = [(f1, 70), (f2, 95), (f3, 150), (3600, 250), (4700, 350), (900, 120)]
+        for frequency, bandwidth in resonances:
+            a = polynomial(frequency, bandwidth)
+            expected *= signal.freqz([a.sum()], a, worN=hertz, fs=16_000)[1]
+        b = polynomial(zero, 120)
+        expected *= signal.freqz(b / b.sum(), [1.0], worN=hertz, fs=16_000)[1]
+        np.testing.assert_allclose(response[row], expected, rtol=2e-3, atol=1e-5)
+
+
+def polynomial(frequency: float, bandwidth: float) -> np.ndarray:
+    root = np.exp(-np.pi * bandwidth / 16_000 + 2j * np.pi * frequency / 16_000)
+    return np.real(np.poly([root, root.conjugate()]))
+
+
+def held(name: str, voice: Voice, milliseconds: float = 600) -> np.ndarray:
+    """One sound held for long; its last phase if it has several."""
+    phases = np.array(PHASES_OF[name][-1:])
+    samples = np.array([round(milliseconds * 16)])
+    return synthesize(phases, samples, voice, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("tract", [0.85, 1.0, 1.2])
+@pytest.mark.parametrize("vowel", ["A", "E"])
+def test_vowels_have_their_formants_scaled_by_the_tract(vowel: str, tract: float) -> None:
+    wave = held(vowel, Voice(pitch=90.0, tract=tract, tempo=1.0, breath=0.02))
+    hertz, power = signal.welch(wave, 16_000, nperseg=512, window="hann", nfft=4096)
+    envelope = np.convolve(np.log(power), np.hanning(60) / np.hanning(60).sum(), mode="same")
+    peaks = hertz[signal.find_peaks(envelope)[0]]
+    target = PHASES[PHASES_OF[vowel][0]]
+    for formant in (target.f1, target.f2):
+        assert np.abs(peaks - formant * tract).min() < 90, (vowel, formant * tract, peaks[:6])
+
+
+@pytest.mark.parametrize("pitch", [85.0, 140.0, 235.0])
+def test_the_pitch_is_the_speakers(pitch: float) -> None:
+    wave = held("A", Voice(pitch=pitch, tract=1.0, tempo=1.0, breath=0.02))[3000:7000]
+    correlation = signal.correlate(wave, wave, mode="full")[len(wave) :]
+    shortest = 16_000 // 300
+    period = shortest + np.argmax(correlation[shortest : 16_000 // 70]) + 1
+    assert 16_000 / period == pytest.approx(pitch, rel=0.2)
+
+
+def test_hiss_lies_where_it_should_and_closures_are_silent() -> None:
+    voice = Voice(pitch=120.0, tract=1.0, tempo=1.0, breath=0.02)
+    for letter, low, high in (("S", 4500, 8000), ("C", 2000, 4000), ("X", 3500, 5700)):
+        hertz, power = signal.welch(held(letter, voice), 16_000, nperseg=512)
+        inside = power[(hertz >= low) & (hertz <= high)].sum()
+        assert inside > 0.9 * power.sum(), letter
+    phases = np.array([*PHASES_OF["A"], *PHASES_OF["T"], *PHASES_OF["A"]])
+    samples = np.array([3200, 1600, 400, 3200])
+    wave = synthesize(phases, samples, voice, np.random.default_rng(0))
+    vowel, closure = wave[1000:3000].std(), wave[3500:4600].std()
+    burst = wave[4800:5200].std()
+    assert closure < 0.1 * vowel
+    assert closure < 0.2 * burst
+
+
+def test_letters_of_new_speakers_are_told_apart_by_their_spectra(corpus: list[Utterance]) -> None:
+    """Nearest mean of log spectra, trained on five speakers and tried on three others."""
+    spectra: dict[str, dict[str, list[np.ndarray]]] = {"train": {}, "valid": {}}
+    for utterance in [*corpus[:40], *corpus[-15:]]:
+        for letter, spectrum in letter_spectra(utterance):
+            spectra[utterance.split].setdefault(letter, []).append(spectrum)
+    names = [letter for letter in LETTERS if letter in spectra["valid"]]
+    assert len(names) >= 24
+    means = np.stack([np.mean(spectra["train"][name], axis=0) for name in names])
+    right = [
+        names[int(np.argmin(((means - spectrum) ** 2).sum(1)))] == name
+        for name in names
+        for spectrum in spectra["valid"][name]
+    ]
+    assert np.mean(right) > 0.9  # 1 in 27 by chance
+
+
+def letter_spectra(utterance: Utterance) -> Iterator[tuple[str, np.ndarray]]:
+    """Each letter with the log spectrum of its halves in 32 bands."""
+    wave, spoken = utterance.audio.load().samples, score(utterance)
+    ends = np.cumsum(spoken.samples)
+    first_phases = {PHASES_OF[letter][0]: letter for letter in LETTERS}
+    for at, phase in enumerate(spoken.phases.tolist()):
+        if letter := first_phases.get(phase):
+            stop = ends[at + len(PHASES_OF[letter]) - 1]
+            parts = np.array_split(wave[ends[at] - spoken.samples[at] : stop], 2)
+            power = [np.abs(np.fft.rfft(part * np.hanning(len(part)), 2048)) ** 2 for part in parts]
+            bands = np.array([p[:-1].reshape(32, -1).mean(axis=1) for p in power])
+            yield letter, np.log(bands + 1e-4).ravel()

@@ -1,0 +1,297 @@
+"""The bank of heads: an arm in it is the arm alone; gradients, modes, saving and loading."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reproduce.errors import DataError
+from reproduce.model.encoder import Encoder, EncoderConfig
+from reproduce.model.recognizer import HeadBank, Recognizer, load_recognizer, save_recognizer
+from reproduce.model.rvq import RvqOptions
+from reproduce.objective.ctc import ctc_loss
+
+D, V = 16, 6
+ARMS = {"no_rvq": 0, "rvq_1": 1, "rvq_4": 4, "rvq_2": 2}
+AS_RUN = RvqOptions(codes=9)
+CORRECTED = RvqOptions(
+    codes=9, ema="update", padding=False, kmeans_init=True, revive_below=1.0, straight_through=True
+)
+CONFIG = replace(
+    EncoderConfig.base(),
+    conv_channels=(8,) * 7,
+    width=D,
+    layers=2,
+    heads=2,
+    feed_forward=24,
+    position_kernel=8,
+    position_groups=2,
+)
+LENGTHS = torch.tensor([12, 7, 10])
+
+
+def features(seed: int) -> Tensor:
+    return torch.randn(3, 12, D, generator=torch.Generator().manual_seed(seed))
+
+
+def bank(arms: dict[str, int], options: RvqOptions = AS_RUN, dropout: float = 0.0) -> HeadBank:
+    return HeadBank(arms, D, V, seed=3, head_dropout=dropout, options=options)
+
+
+def recognizer(options: RvqOptions = AS_RUN, **settings: str) -> Recognizer:
+    torch.manual_seed(0)
+    return Recognizer(Encoder(CONFIG), bank(ARMS, options), **settings)  # type: ignore[arg-type]
+
+
+def train(heads: HeadBank, steps: int, drop: str = "", at: int = -1) -> dict[str, list[float]]:
+    """A few updates of two micro-batches, one optimizer an arm, clipped an arm; losses by arm."""
+    options = heads.options
+    if options.kmeans_init and heads.quantizers is not None:
+        heads.quantizers.initialize(features(99), LENGTHS)
+    optimizers = {arm: torch.optim.AdamW(heads.arm_parameters(arm), 0.1) for arm in heads.arms}
+    losses: dict[str, list[float]] = {arm: [] for arm in heads.arms}
+    targets, sizes = torch.tensor([[1, 2, 2], [3, 1, 1], [5, 4, 1]]), torch.tensor([3, 2, 3])
+    for step in range(steps):
+        if step == at:
+            heads.drop(drop)
+        for part in range(2):
+            torch.manual_seed(100 * step + part)
+            out = heads(features(10 * step + part), LENGTHS, micro_batch=(part, 2))
+            for arm, logits in out.logits.items():
+                loss = ctc_loss(logits, targets, LENGTHS, sizes).loss
+                torch.autograd.backward(loss)
+                losses[arm].append(loss.item())
+        for arm in heads.arms:
+            nn.utils.clip_grad_norm_(heads.arm_parameters(arm), 1.0)
+            optimizers[arm].step()
+            optimizers[arm].zero_grad()
+        if options.ema == "update" and heads.quantizers is not None:
+            heads.quantizers.apply_update()
+    return losses
+
+
+def assert_same_state(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_first_weights_follow_from_seed_and_arm_alone() -> None:
+    heads = HeadBank({"a": 0, "b": 2}, 256, 32, seed=1)
+    assert_same_state(heads.arm_state("b"), HeadBank({"b": 2}, 256, 32, seed=1).arm_state("b"))
+    weight = heads.head("a").weight
+    assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert heads.head("a").bias.eq(0).all()
+    assert not torch.equal(weight, heads.head("b").weight)
+    other = HeadBank({"a": 0}, 256, 32, seed=2)
+    assert not torch.equal(weight, other.head("a").weight)
+
+
+def test_logits_are_the_head_of_the_quantized_features() -> None:
+    heads = bank(ARMS).eval()
+    out = heads(features(0), LENGTHS)
+    torch.testing.assert_close(out.logits["no_rvq"], heads.head("no_rvq")(features(0)))
+    state = heads.arm_state("rvq_2")
+    books, codes = state["rvq.codebooks"], out.codes["rvq_2"]
+    quantized = books[0][codes[..., 0]] + books[1][codes[..., 1]]
+    expected = quantized @ state["lm_head.weight"].T + state["lm_head.bias"]
+    torch.testing.assert_close(out.logits["rvq_2"], expected)
+    assert out.commitment.keys() == out.sums.keys() == {"rvq_1", "rvq_4", "rvq_2"}
+    assert out.frames == 36
+
+
+@pytest.mark.parametrize("options", [AS_RUN, CORRECTED], ids=["as_run", "corrected"])
+def test_an_arm_trained_in_the_bank_equals_the_arm_trained_alone(options: RvqOptions) -> None:
+    together = bank(ARMS, options, dropout=0.2)
+    losses = train(together, 5)
+    for arm, levels in ARMS.items():
+        alone = bank({arm: levels}, options, dropout=0.2)
+        assert train(alone, 5)[arm] == pytest.approx(losses[arm], rel=1e-6)
+        assert_same_state(alone.arm_state(arm), together.arm_state(arm))
+    assert losses["no_rvq"][-1] < losses["no_rvq"][0]
+
+
+@pytest.mark.parametrize("dropped", ["no_rvq", "rvq_4"])
+def test_a_dropped_arm_changes_nothing_for_the_others(dropped: str) -> None:
+    whole, part = bank(ARMS), bank(ARMS)
+    losses, fewer = train(whole, 4), train(part, 4, drop=dropped, at=2)
+    assert dropped not in part.arms
+    assert len(fewer[dropped]) == 4
+    for arm in part.arms:
+        assert fewer[arm] == pytest.approx(losses[arm], rel=1e-6)
+        assert_same_state(part.arm_state(arm), whole.arm_state(arm))
+
+
+def test_the_last_arm_can_be_dropped() -> None:
+    heads = bank({"rvq_1": 1})
+    heads.drop("rvq_1")
+    assert heads(features(0), LENGTHS).logits == {}
+
+
+def test_states_go_from_bank_to_arm_and_back() -> None:
+    trained = bank(ARMS)
+    train(trained, 2)
+    fresh = bank(ARMS)
+    for arm in ARMS:
+        alone = trained.alone(arm)
+        fresh.load_arm_state(arm, alone.arm_state(arm))
+    for ours, theirs in zip(fresh.state_dict().items(), trained.state_dict().items()):
+        assert ours[0] == theirs[0]
+        assert torch.equal(ours[1], theirs[1])
+    with pytest.raises(DataError, match="arm no_rvq"):
+        fresh.load_arm_state("no_rvq", trained.arm_state("rvq_1"))
+    with pytest.raises(DataError, match="tensors"):
+        fresh.load_arm_state("rvq_2", trained.arm_state("no_rvq"))
+
+
+def test_half_precision_features() -> None:
+    heads = bank(ARMS).eval()
+    half = features(0).half()
+    out, wide = heads(half, LENGTHS), heads(half.float(), LENGTHS)
+    for arm in ARMS:
+        assert torch.equal(out.logits[arm], wide.logits[arm])
+
+
+def test_modes_of_the_encoder() -> None:
+    waveform, samples = torch.randn(2, 4000), torch.tensor([4000, 3000])
+    model = recognizer(encoder_mode="frozen_eval").train()
+    assert not model.encoder.training
+    assert model.heads.training
+    first, second = (model.encode(waveform, samples)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert not first.requires_grad
+
+    model.set_encoder_mode("frozen_train")
+    assert model.encoder.training
+    first, second = (model.encode(waveform, samples)[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    assert not first.requires_grad
+
+    model.set_encoder_mode("trained")
+    assert model.encode(waveform, samples)[0].requires_grad
+
+
+def test_one_pass_of_the_encoder_feeds_all_arms() -> None:
+    model = recognizer().eval()
+    waveform, samples = torch.randn(2, 4000), torch.tensor([4000, 3000])
+    calls: list[int] = []
+    model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    out = model(waveform, samples)
+    assert len(calls) == 1
+    kept, frames = model.encode(waveform, samples)
+    again = model.forward_features(kept, frames)
+    assert out.logits.keys() == ARMS.keys()
+    for arm in ARMS:
+        assert torch.equal(out.logits[arm], again.logits[arm])
+
+
+def test_input_length() -> None:
+    waveform, samples = torch.randn(2, 4000), torch.tensor([4000, 3000])
+    own = recognizer().eval()(waveform, samples)
+    assert own.lengths.tolist() == [12, 9]
+    model = recognizer(input_length="padded").eval()
+    padded = model(waveform, samples)
+    assert padded.lengths.tolist() == [12, 12]
+    kept = model.forward_features(torch.zeros(2, 12, D), torch.tensor([12, 9]))
+    assert kept.lengths.tolist() == [12, 12]
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_gradients_reach_the_encoder_only_straight_through(through: bool) -> None:
+    options = replace(CORRECTED, kmeans_init=False, straight_through=through)
+    model = recognizer(options, encoder_mode="trained").train()
+    out = model(torch.randn(2, 4000), micro_batch=(0, 1))
+    assert isinstance(model.encoder, Encoder)
+    weight = model.encoder.mask_embedding, *model.encoder.transformer.parameters()
+    logits, commitment = out.logits["rvq_2"].square().sum(), out.commitment["rvq_2"]
+    for scalar, expected in ((logits, through), (commitment, True)):
+        gradients = torch.autograd.grad(scalar, weight, retain_graph=True, allow_unused=True)
+        assert any(g is not None and bool(g.ne(0).any()) for g in gradients) == expected
+
+
+def test_codebooks_start_from_the_first_update() -> None:
+    batches = [(torch.randn(2, 4000), torch.tensor([4000, 3000])) for _ in range(3)]
+    model = recognizer(CORRECTED).train()
+    assert model.needs_codebooks
+    model.initialize_codebooks(batches)
+    assert not model.needs_codebooks
+    assert model.training
+    assert model.heads.training
+    frames = 3 * (12 + 9)
+    assert model.heads.arm_state("rvq_4")["rvq.cluster_size"].sum(-1).eq(frames).all()
+    twin = recognizer(CORRECTED)
+    twin.initialize_codebooks([model.encode(*batch) for batch in batches], features=True)
+    assert_same_state(twin.heads.arm_state("rvq_4"), model.heads.arm_state("rvq_4"))
+
+
+@pytest.mark.parametrize("arm", ["no_rvq", "rvq_2"])
+def test_saved_and_loaded(arm: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = recognizer(replace(AS_RUN, codes=9)).eval()
+    with torch.no_grad():
+        for head in model.heads.heads.values():
+            head.weight.mul_(50)  # type: ignore[operator]
+    save_recognizer(tmp_path, model, arm)
+    waveform = torch.randn(2, 4000)
+    expected = model(waveform)
+
+    loaded = load_recognizer(tmp_path)
+    assert loaded.heads.arms == {arm: ARMS[arm]}
+    assert not loaded.training
+    assert torch.equal(loaded(waveform).logits[arm], expected.logits[arm])
+    assert_same_state(loaded.heads.arm_state(arm), model.heads.arm_state(arm))
+
+    theirs, report = transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["mismatched_keys"]
+    assert {key.split(".")[0] for key in report["unexpected_keys"]} == (
+        {"rvq"} if ARMS[arm] else set()
+    )
+    assert (theirs.config.vocab_size, theirs.config.pad_token_id) == (V, 0)
+    if arm == "no_rvq":
+        with torch.no_grad():
+            logits = theirs.eval()(waveform).logits
+        torch.testing.assert_close(logits, expected.logits[arm], rtol=1e-4, atol=1e-4)
+
+
+def test_loads_a_ctc_folder_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Wav2Vec2Config(**CONFIG.to_huggingface(), vocab_size=V)
+    theirs = transformers.Wav2Vec2ForCTC(config).eval()
+    theirs.save_pretrained(tmp_path)
+    waveform = torch.randn(2, 4000)
+    ours = load_recognizer(tmp_path)
+    with torch.no_grad():
+        expected = theirs(waveform).logits
+    torch.testing.assert_close(ours(waveform).logits["no_rvq"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_without_a_head_or_with_unknown_settings(tmp_path: Path) -> None:
+    model = recognizer()
+    save_recognizer(tmp_path, model, "rvq_1")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["w2vrep"]["rvq"]["colour"] = "red"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="colour"):
+        load_recognizer(tmp_path)
+    from reproduce.model.interop import encoder_state_to_huggingface, save_folder
+
+    save_folder(tmp_path, config, encoder_state_to_huggingface(Encoder(CONFIG)))
+    with pytest.raises(DataError, match="no CTC head"):
+        load_recognizer(tmp_path)
+
+
+def test_head_starts_as_in_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Wav2Vec2Config(**CONFIG.to_huggingface(), vocab_size=500)
+    torch.manual_seed(0)
+    theirs = transformers.Wav2Vec2ForCTC(config).lm_head
+    ours = HeadBank({"a": 0}, D, 500, seed=0).head("a")
+    assert ours.weight.std().item() == pytest.approx(theirs.weight.std().item(), rel=0.05)
+    assert torch.equal(ours.bias, theirs.bias)
