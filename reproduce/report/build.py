@@ -1,0 +1,152 @@
+"""Build a report: read, judge, write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from reproduce.errors import UsageError
+from reproduce.recipe import load_recipe
+from reproduce.records import Stage, write_text
+from reproduce.report import page, tables
+from reproduce.report.claims import ClaimResult, judge, published_claims
+from reproduce.report.figures import draw_all
+from reproduce.report.findings import deviations, findings
+from reproduce.report.measured import STAGES, Work, read_work
+from reproduce.report.published import CHANCE, load_published
+from reproduce.report.tables import Row, as_data, interval_data
+
+
+@dataclass(frozen=True)
+class ReportSummary:
+    """What a script needs of a report.
+
+    Attributes:
+        page: path of ``index.html``.
+        contradicted: "RECIPE: CLAIM" of every contradicted claim, for ``--strict``.
+        data: the content of ``summary.json``.
+    """
+
+    page: Path
+    contradicted: list[str]
+    data: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """``summary.json`` and where the page lies."""
+        return {"page": str(self.page), **self.data}
+
+
+def build_report(
+    works: Sequence[Path], out: Path, *, published_only: bool = False
+) -> ReportSummary:
+    """Write the tables, claims, figures, ``summary.json`` and the page under ``out``.
+
+    Args:
+        works: work folders, side by side in the order given.
+        out: folder to write into; made if it isn't there.
+        published_only: the published data alone; ``works`` is then empty.
+
+    Raises:
+        UsageError: work folders with ``published_only``, or none without it.
+        DataError: a work folder doesn't exist or its recipe can't be read.
+    """
+    if published_only == bool(works):
+        raise UsageError(
+            "a report is of work folders or of the published data alone",
+            do="give a recipe or --work DIR, or --published without them",
+        )
+    published = load_published()
+    measured = named_apart([read_work(Path(work)) for work in works], works)
+    as_run = load_recipe("as-run").model_dump() if measured else {}
+    rows: dict[Stage, list[Row]] = {s: tables.rows(published, s, measured) for s in STAGES}
+    claims = [result for work in measured for result in judge(published, work)]
+    if published_only:
+        claims = published_claims(published)
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in (
+        ("table_pretrain", tables.pretrain_table(rows["pretrain"])),
+        ("table_finetune", tables.finetune_table(rows["finetune"])),
+    ):
+        write_text(out / f"{name}.csv", table.csv())
+        write_text(out / f"{name}.md", table.markdown())
+        write_text(out / f"{name}.tex", table.latex())
+    claims_table = tables.claims_table(claims)
+    write_text(out / "claims.csv", claims_table.csv())
+    write_text(out / "claims.md", claims_table.markdown())
+
+    report = page.Report(
+        published=published,
+        works=measured,
+        tables=rows,
+        claims=claims,
+        figures=draw_all(published, measured, out),
+        findings=findings(published, measured),
+        deviations=[item for work in measured for item in deviations(work, as_run)],
+    )
+    write_text(out / "index.html", page.render(report))
+    data = _data(report)
+    write_text(out / "summary.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+    return ReportSummary(out / "index.html", data["contradicted"], data)
+
+
+def named_apart(works: Sequence[Work], folders: Sequence[Path]) -> list[Work]:
+    """Recipes of the same name get their folder's name beside it."""
+    names = [work.name for work in works]
+    return [
+        replace(work, name=f"{work.name} ({Path(folder).resolve().name})")
+        if names.count(work.name) > 1
+        else work
+        for work, folder in zip(works, folders)
+    ]
+
+
+def _data(report: page.Report) -> dict[str, Any]:
+    return {
+        "recipes": [work.name for work in report.works],
+        "chance": CHANCE,
+        "margins": report.published.margins,
+        **{f"table_{stage}": [as_data(row) for row in report.tables[stage]] for stage in STAGES},
+        "claims": [_claim_data(result) for result in report.claims],
+        "contradicted": [
+            f"{result.recipe}: {result.claim.name}"
+            for result in report.claims
+            if result.verdict == "contradicted"
+        ],
+        "findings": [asdict(finding) for finding in report.findings],
+        "runs": [
+            {
+                "recipe": work.name,
+                "run": run.folder.name,
+                "status": run.status,
+                "outcome": run.outcome,
+                "problem": run.problem,
+            }
+            for work in report.works
+            for run in work.runs.values()
+        ],
+    }
+
+
+def _claim_data(result: ClaimResult) -> dict[str, Any]:
+    return {
+        "recipe": result.recipe,
+        "claim": result.claim.name,
+        "verdict": result.verdict,
+        "parts": [
+            {
+                "quantity": part.part.quantity,
+                "expected": part.part.expected,
+                "unit": part.unit,
+                "published": part.published,
+                "values": list(part.values),
+                **interval_data(part.interval),
+                "verdict": part.verdict,
+                "seeds_needed": part.needed,
+            }
+            for part in result.parts
+        ],
+    }

@@ -1,0 +1,365 @@
+"""Why: statements computed from the logs, each made only where the logs hold its numbers.
+
+Deviations of a recipe from what the study ran are here too, since they explain as much.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reproduce.records import AT_CHANCE_MARGIN, Stage
+from reproduce.report.measured import LOSS, Run, Work, flatten
+from reproduce.report.published import CHANCE, NEGATIVES, Published
+from reproduce.report.statistics import FEWEST_SEEDS, t_quantile
+
+MASKED_BY_WAV2VEC2 = 0.49
+"""Share of frames that mask probability 0.65 and span length 10 hide (Baevski et al. 2020)."""
+MOSTLY_BLANK = 0.95
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One statement about one stage, of one recipe or (empty) of the published data."""
+
+    stage: Stage
+    recipe: str
+    topic: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A recipe key whose value isn't the one of the ``as-run`` recipe."""
+
+    recipe: str
+    key: str
+    as_run: str
+    here: str
+
+
+def findings(published: Published, works: Sequence[Work]) -> list[Finding]:
+    """Everything the numbers support, the published data first."""
+    found = [_published_chance(published)]
+    for work in works:
+        for stage, topic, state in _STATEMENTS:
+            if text := state(published, work):
+                found.append(Finding(stage, work.name, topic, text))
+    return found
+
+
+def _published_chance(published: Published) -> Finding:
+    losses = [n.value for (stage, _), n in published.numbers.items() if stage == "pretrain"]
+    under = sum(loss < CHANCE for loss in losses)
+    text = (
+        f"A model that knows nothing scores ln({NEGATIVES + 1}) = {CHANCE:.4f} nats if no negative "
+        f"is removed, and less if some are. All {len(losses)} published losses lie within "
+        f"{published.chance_gap:.4f} nats of it ({under} under it, {len(losses) - under} over it), "
+        f"well inside the {AT_CHANCE_MARGIN} nats within which this report calls a run at chance."
+    )
+    return Finding("pretrain", "", "chance", text)
+
+
+# ------------------------------------------------------------------------------------ pretraining
+
+
+def _chance(published: Published, work: Work) -> str:
+    pairs = [
+        (loss, chance)
+        for run in _counted(work, "pretrain")
+        if (loss := run.final("valid", "contrastive_loss")) is not None
+        and (chance := run.final("valid", "chance_loss")) is not None
+    ]
+    if not pairs:
+        return ""
+    skills = [chance - loss for loss, chance in pairs]
+    level = np.mean([chance for _, chance in pairs])
+    at_chance = sum(abs(skill) <= AT_CHANCE_MARGIN for skill in skills)
+    kept = _finals(work, "pretrain", "valid", "negatives_kept")
+    text = f"Chance on validation, as logged, is {level:.4f} nats"
+    text += f" ({np.mean(kept):.1f} negatives kept a frame)" if kept else ""
+    text += f", against ln({NEGATIVES + 1}) = {CHANCE:.4f}. "
+    text += f"{at_chance} of {len(pairs)} finished runs end within {AT_CHANCE_MARGIN} nats of it; "
+    return text + f"skill (chance less loss) is {_range(skills, 'z.3f')} nats."
+
+
+def _spread(published: Published, work: Work, stage: Stage) -> str:
+    """The published differences against what two runs of one arm differ by."""
+    split = "valid" if stage == "pretrain" else "train"
+    groups = [work.values(stage, arm, split, LOSS[stage]) for arm in work.arms(stage)]
+    groups = [group for group in groups if len(group) >= FEWEST_SEEDS]
+    if not groups:
+        return ""
+    freedom = sum(len(group) - 1 for group in groups)
+    pooled = math.sqrt(sum(float(np.var(g)) * len(g) for g in groups) / freedom)
+    chance_gap = t_quantile(freedom + 1) * pooled * math.sqrt(2)
+    values = sorted(n.value for (of, _), n in published.numbers.items() if of == stage and n.tabled)
+    steps = np.diff(values)
+    digits = 4 if stage == "pretrain" else 2
+    clear = int((steps > chance_gap).sum())
+    whole = values[-1] - values[0]
+    return (
+        f"Runs of one arm that differ in the seed alone have a standard deviation of "
+        f"{pooled:.2g} nats ({len(groups)} arms, {freedom} degrees of freedom), so 95 % of such "
+        f"pairs differ by less than {chance_gap:.2g}. The published table spans "
+        f"{whole:.{digits}f} nats, {'more' if whole > chance_gap else 'no more'} than that; "
+        f"{clear} of its {len(steps)} steps from one value to the next are larger."
+    )
+
+
+def _mask(published: Published, work: Work) -> str:
+    values = _means(work, "pretrain", "train", "mask_fraction")
+    if not values:
+        return ""
+    mean = float(np.mean(values))
+    return (
+        f"{100 * mean:.1f} % of the frames are masked in training, {mean / MASKED_BY_WAV2VEC2:.2f} "
+        f"of wav2vec 2.0's {100 * MASKED_BY_WAV2VEC2:.0f} %."
+    )
+
+
+def _icsl(published: Published, work: Work) -> str:
+    runs = [
+        run
+        for run in _counted(work, "pretrain")
+        if len(weight := run.curve("train", "icsl_effective_weight")) and weight.values.max() > 0
+    ]
+    if not runs:
+        return ""
+    text = (
+        "The weight of ICSL beside the mean loss per frame, averaged over a run, is "
+        f"{_range(_run_means(runs, 'train', 'icsl_effective_weight'), '.2g')}"
+    )
+    if shares := _run_means(runs, "train", "icsl_gradient_share"):
+        text += (
+            f"; it sends {_range([100 * share for share in shares], '.2g')} % of the codebooks' "
+        )
+        text += "gradient norm"
+    moves = [
+        curve.values[-1] - curve.values[0]
+        for run in runs
+        if len(curve := run.curve("train", "icsl")) > 1
+    ]
+    if moves:
+        text += f"; its value changed by {_range(moves, '+.4f')} from the first to the last window"
+    return text + "."
+
+
+# ------------------------------------------------------------------------------------ fine-tuning
+
+
+def _blanks(published: Published, work: Work) -> str:
+    blank = _finals(work, "finetune", "valid", "blank_rate")
+    wer = _finals(work, "finetune", "valid", "wer")
+    if not blank:
+        return ""
+    mostly = sum(rate >= MOSTLY_BLANK for rate in blank)
+    text = (
+        f"The blank rate on validation is {_range(blank, '.3f')}; {mostly} of {len(blank)} "
+        f"finished runs output blanks for at least {100 * MOSTLY_BLANK:.0f} % of the frames."
+    )
+    if wer:
+        logged = _range(list(published.word_error_rates.values()), ".4f")
+        text += f" The word error rate is {_range(wer, '.3f')}; the study logged {logged}."
+    return text
+
+
+def _window(published: Published, work: Work) -> str:
+    gaps = [
+        valid - train
+        for run in _counted(work, "finetune")
+        if (valid := run.final("valid", "ctc_loss")) is not None
+        and (train := run.final("train", "ctc_loss")) is not None
+    ]
+    if not gaps:
+        return ""
+    logged = "; ".join(
+        f"{curve.values[-1] - published.curves['finetune', 'train', arm].values[-1]:.2f} ({arm})"
+        for (stage, split, arm), curve in published.curves.items()
+        if (stage, split) == ("finetune", "valid")
+    )
+    return (
+        f"The validation loss less the last training window, which is what the study printed, is "
+        f"{_range(gaps, 'z.2f')} nats; in the study's logs it was {logged}."
+    )
+
+
+def _zeroed(published: Published, work: Work) -> str:
+    zeroed = _means(work, "finetune", "train", "zeroed")
+    if not zeroed or max(zeroed) <= 0:
+        return ""
+    return "Some training utterances are shorter than their target and count as zero loss."
+
+
+# ------------------------------------------------------------------------------------------- both
+
+
+def _rate(work: Work, stage: Stage) -> str:
+    runs = [run for run in _counted(work, stage) if len(run.curve("train", "learning_rate"))]
+    if not runs:
+        return ""
+    rates = [run.curve("train", "learning_rate") for run in runs]
+    peak, last = max(rate.values.max() for rate in rates), max(rate.values[-1] for rate in rates)
+    section = work.recipe.get(stage)
+    optimizer = section.get("optimizer") if isinstance(section, Mapping) else None
+    planned = _number(optimizer.get("learning_rate")) if isinstance(optimizer, Mapping) else None
+    text = f"The learning rate reached {peak:.3g}"
+    text += f", {peak / planned:.2f} of the recipe's {planned:.3g}," if planned else ""
+    return f"{text} and was {last:.3g} at the last logged update ({rates[0].updates[-1]:.0f})."
+
+
+_STATEMENTS: tuple[tuple[Stage, str, Callable[[Published, Work], str]], ...] = (
+    ("pretrain", "chance", _chance),
+    ("pretrain", "spread over seeds", lambda p, w: _spread(p, w, "pretrain")),
+    ("pretrain", "masking", _mask),
+    ("pretrain", "ICSL", _icsl),
+    ("pretrain", "learning rate", lambda p, w: _rate(w, "pretrain")),
+    ("finetune", "blanks", _blanks),
+    ("finetune", "what was printed", _window),
+    ("finetune", "spread over seeds", lambda p, w: _spread(p, w, "finetune")),
+    ("finetune", "zeroed losses", _zeroed),
+    ("finetune", "learning rate", lambda p, w: _rate(w, "finetune")),
+)
+
+
+def diagnostics(work: Work, stage: Stage) -> tuple[list[str], list[list[str]]]:
+    """Headings and one row an arm of what explains its loss; empty columns are left out.
+
+    Means over finished runs; "a to b" is from the first logged point to the last.
+    """
+    arms = [arm for arm in work.arms(stage) if work.counted(stage, arm)]
+    columns = [(heading, [show(work.counted(stage, arm)) for arm in arms])
+               for heading, show in _DIAGNOSTICS[stage]]  # fmt: skip
+    columns = [(heading, cells) for heading, cells in columns if any(cells)]
+    rows = [[arm, *(cells[k] for _, cells in columns)] for k, arm in enumerate(arms)]
+    return ["arm", *(heading for heading, _ in columns)], rows
+
+
+Show = Callable[[Sequence[Run]], str]
+
+
+def _mean(split: str, column: str, form: str, factor: float = 1.0) -> Show:
+    def show(runs: Sequence[Run]) -> str:
+        values = _run_means(runs, split, column)
+        return f"{factor * float(np.mean(values)):{form}}" if values else ""
+
+    return show
+
+
+def _change(split: str, column: str, form: str) -> Show:
+    def show(runs: Sequence[Run]) -> str:
+        ends = _first_last(runs, split, column)
+        return f"{ends[0]:{form}} to {ends[1]:{form}}" if ends else ""
+
+    return show
+
+
+def _last(column: str, form: str) -> Show:
+    def show(runs: Sequence[Run]) -> str:
+        values = [v for run in runs if (v := run.final("valid", column)) is not None]
+        return f"{np.mean(values):{form}}" if values else ""
+
+    return show
+
+
+_DIAGNOSTICS: dict[Stage, tuple[tuple[str, Show], ...]] = {
+    "pretrain": (
+        ("kept negatives", _mean("train", "negatives_kept", ".1f")),
+        ("masked frames, %", _mean("train", "mask_fraction", ".1f", 100)),
+        ("effective ICSL weight", _mean("train", "icsl_effective_weight", ".2g")),
+        ("ICSL's share of gradient, %", _mean("train", "icsl_gradient_share", ".2g", 100)),
+        ("ICSL value", _change("train", "icsl", ".4f")),
+        ("mutual information of codes", _change("valid", "code_nmi", "z.3f")),
+        ("perplexity", _change("valid", "perplexity", ".0f")),
+    ),
+    "finetune": (
+        ("blank rate", _change("valid", "blank_rate", ".3f")),
+        ("WER", _change("valid", "wer", ".3f")),
+        ("last level: residual error", _last("rvq_mse", ".3g")),
+        ("perplexity", _last("rvq_perplexity", ".1f")),
+        ("dead codes", _last("rvq_dead_codes", ".0f")),
+        ("zeroed losses a window", _mean("train", "zeroed", ".2g")),
+    ),
+}
+
+
+def deviations(work: Work, as_run: Mapping[str, Any]) -> list[Deviation]:
+    """Keys of a resolved recipe that differ from those of the resolved ``as-run``.
+
+    Names, places on the machine and what can't change a number are left out; so are keys that only
+    one of the two has, but for arms.
+    """
+    theirs, ours = dict(flatten(as_run)), dict(flatten(work.recipe))
+    found = []
+    for key in dict.fromkeys([*theirs, *ours]):
+        if key.startswith(_NOT_COMPARED) or (key.startswith("data.synthetic.")):
+            continue
+        arm = ".arms." in key
+        if not arm and not (key in theirs and key in ours):
+            continue
+        there, here = _shown(theirs.get(key)), _shown(ours.get(key))
+        if there != here and work.recipe:
+            found.append(Deviation(work.name, key, there, here))
+    return found
+
+
+_NOT_COMPARED = (
+    "name", "description", "data.root", "data.jobs", "data.transcripts", "compute.device",
+    "compute.threads", "compute.compile", "pretrain.checkpoint_every", "finetune.checkpoint_every",
+    "pretrain.log_every", "finetune.log_every",
+)  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_shown(item) for item in value) or "-"
+    number = _number(value)
+    return f"{number:g}" if number is not None else str(value)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _counted(work: Work, stage: Stage) -> Iterator[Run]:
+    return (run for arm in work.arms(stage) for run in work.counted(stage, arm))
+
+
+def _finals(work: Work, stage: Stage, split: str, column: str) -> list[float]:
+    found = (run.final(split, column) for run in _counted(work, stage))
+    return [value for value in found if value is not None]
+
+
+def _means(work: Work, stage: Stage, split: str, column: str) -> list[float]:
+    return _run_means(_counted(work, stage), split, column)
+
+
+def _run_means(runs: Iterator[Run] | Sequence[Run], split: str, column: str) -> list[float]:
+    curves = (run.curve(split, column) for run in runs)
+    return [float(curve.values.mean()) for curve in curves if len(curve)]
+
+
+def _first_last(runs: Sequence[Run], split: str, column: str) -> tuple[float, float] | None:
+    """Means over runs of the first and last value; None under two points."""
+    curves = [curve for run in runs if len(curve := run.curve(split, column)) > 1]
+    if not curves:
+        return None
+    first = np.mean([curve.values[0] for curve in curves])
+    return float(first), float(np.mean([curve.values[-1] for curve in curves]))
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    """ "low to high", or one number where they print alike."""
+    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
+    return low if low == high else f"{low} to {high}"

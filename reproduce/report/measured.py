@@ -1,0 +1,263 @@
+"""The measured side: every run of a work folder, finished or not, and what its recipe planned.
+
+Reading forgives what happens to real runs (no record yet, a line cut off, NaN, rows written twice
+after a continuation); it never invents a value.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from reproduce.errors import DataError
+from reproduce.records import METRIC_COLUMNS, RunFolder, RunRecord, Stage, WorkFolder
+from reproduce.report.statistics import Curve, Floats
+
+LOSS: dict[Stage, str] = {"pretrain": "contrastive_loss", "finetune": "ctc_loss"}
+STAGES: tuple[Stage, ...] = ("pretrain", "finetune")
+
+Columns = dict[str, Floats]
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its record if there is one, its metrics as far as they can be read."""
+
+    folder: RunFolder
+    record: RunRecord | None
+    metrics: dict[str, Columns]
+    """split -> column -> values [N]; NaN where nothing was measured."""
+    problem: str = ""
+
+    @property
+    def status(self) -> str:
+        return self.record.status if self.record else "no record"
+
+    @property
+    def outcome(self) -> str:
+        return self.record.outcome if self.record else ""
+
+    @property
+    def counted(self) -> bool:
+        """Whether tables and claims use it: it is finished and its loss is finite."""
+        return self.status == "finished" and self.outcome != "diverged"
+
+    def final(self, split: str, column: str) -> float | None:
+        """The last value, as the record has it, or else the last row of the metrics."""
+        if self.record and column in self.record.final.get(split, {}):
+            value = self.record.final[split][column]
+            return float(value) if value is not None and np.isfinite(value) else None
+        values = self.column(split, column)
+        return float(values[-1]) if len(values) and np.isfinite(values[-1]) else None
+
+    def column(self, split: str, name: str) -> Floats:
+        """All values of a column [N], NaN where not measured; empty if there is no such row."""
+        return self.metrics.get(split, {}).get(name, np.empty(0))
+
+    def curve(self, split: str, column: str) -> Curve:
+        """The finite values of a column over updates."""
+        values, updates = self.column(split, column), self.column(split, "update")
+        finite = np.isfinite(values)
+        return Curve(updates[finite], values[finite])
+
+
+@dataclass(frozen=True)
+class Work:
+    """A work folder. As a source of claims its counted runs are the seeds."""
+
+    name: str
+    recipe: Mapping[str, Any]
+    runs: dict[tuple[Stage, str, int], Run]
+
+    @cached_property
+    def seeds_planned(self) -> list[int]:
+        seeds = self.recipe.get("seeds")
+        if isinstance(seeds, list) and seeds:
+            return [int(seed) for seed in seeds]
+        return sorted({seed for _, _, seed in self.runs})
+
+    def overrides(self, stage: Stage, arm: str) -> Mapping[str, Any]:
+        """What the recipe lays over the stage's section for an arm (dotted keys)."""
+        section = self.recipe.get(stage)
+        arms = section.get("arms") if isinstance(section, Mapping) else None
+        found = arms.get(arm) if isinstance(arms, Mapping) else None
+        return found if isinstance(found, Mapping) else {}
+
+    def planned_arms(self, stage: Stage) -> list[str]:
+        section = self.recipe.get(stage)
+        arms = section.get("arms") if isinstance(section, Mapping) else None
+        return list(arms) if isinstance(arms, Mapping) else []
+
+    def arms(self, stage: Stage) -> list[str]:
+        """Planned arms in recipe order, then those only found as folders."""
+        found = [arm for of, arm, _ in self.runs if of == stage]
+        return list(dict.fromkeys([*self.planned_arms(stage), *found]))
+
+    def of(self, stage: Stage, arm: str) -> list[Run]:
+        """Every run of an arm, by seed."""
+        keys = sorted(key for key in self.runs if key[:2] == (stage, arm))
+        return [self.runs[key] for key in keys]
+
+    def counted(self, stage: Stage, arm: str) -> list[Run]:
+        return [run for run in self.of(stage, arm) if run.counted]
+
+    def missing(self, stage: Stage, arm: str) -> list[int]:
+        """Planned seeds of an arm without a run folder."""
+        if arm not in self.planned_arms(stage):
+            return []
+        return [seed for seed in self.seeds_planned if (stage, arm, seed) not in self.runs]
+
+    def values(self, stage: Stage, arm: str, split: str, column: str) -> list[float]:
+        """Final values of a column over the counted runs of an arm."""
+        found = (run.final(split, column) for run in self.counted(stage, arm))
+        return [value for value in found if value is not None]
+
+    def seeds(self, stage: Stage, arm: str) -> set[int]:
+        return {
+            run.folder.seed
+            for run in self.counted(stage, arm)
+            if run.final("valid", LOSS[stage]) is not None
+        }
+
+    def final(self, stage: Stage, arm: str, seed: int, *, series: bool = False) -> float | None:
+        return self.runs[stage, arm, seed].final("valid", LOSS[stage])
+
+    def curve(self, stage: Stage, split: str, arm: str, seed: int) -> Curve | None:
+        return self.runs[stage, arm, seed].curve(split, LOSS[stage])
+
+
+def read_work(root: Path) -> Work:
+    """Read a work folder.
+
+    Raises:
+        DataError: there is no such folder, or its ``recipe.yaml`` isn't a mapping in YAML.
+    """
+    folder = WorkFolder(Path(root))
+    if not folder.root.is_dir():
+        raise DataError(
+            "no such work folder", where=str(root), do="run a stage first, or give --work DIR"
+        )
+    recipe: Mapping[str, Any] = {}
+    if folder.recipe.is_file():
+        try:
+            recipe = yaml.load(folder.recipe.read_text(encoding="utf-8"), Loader=_LOADER)
+        except (yaml.YAMLError, UnicodeDecodeError):
+            recipe = None  # type: ignore[assignment]
+        if not isinstance(recipe, Mapping):
+            raise DataError(
+                "not a recipe", where=str(folder.recipe), do="run a stage again to rewrite it"
+            )
+    name = recipe.get("name")
+    runs = {
+        (stage, run.arm, run.seed): read_run(run) for stage in STAGES for run in folder.runs(stage)
+    }
+    return Work(
+        name if isinstance(name, str) and name else folder.root.resolve().name, recipe, runs
+    )
+
+
+def read_run(folder: RunFolder) -> Run:
+    """Read one run folder, whatever state it is in."""
+    record, problem = None, ""
+    if folder.record.is_file():
+        try:
+            record = RunRecord.read(folder.record)
+            if not isinstance(record.final, dict):
+                raise ValueError("final isn't a mapping")
+        except (ValueError, TypeError):
+            record, problem = None, "run.json can't be read"
+    try:
+        metrics = read_metrics(folder.metrics, folder.stage)
+    except (ValueError, OSError):
+        metrics, problem = {}, "metrics.csv can't be read"
+    return Run(folder, record, metrics, problem)
+
+
+def read_metrics(path: Path, stage: Stage) -> dict[str, Columns]:
+    """Metrics by split and column, rows in order of updates.
+
+    A last line without its newline is still being written and left out: its last number may be
+    cut. Of rows for the same update, as a continued run may write, the last one counts. Columns
+    that a file lacks are NaN.
+
+    Raises:
+        ValueError: the file isn't a table with ``update`` and ``split``.
+    """
+    if not path.is_file():
+        return {}
+    text = path.read_bytes()
+    text = text[: text.rfind(b"\n") + 1]
+    if not text.strip():
+        return {}
+    frame = pd.read_csv(io.BytesIO(text), on_bad_lines="skip", encoding_errors="replace")
+    if not {"update", "split"} <= set(frame.columns):
+        raise ValueError(f"{path}: no update or split column")
+    columns = {
+        name: _numbers(frame[name]) if name in frame else np.full(len(frame), np.nan)
+        for name in METRIC_COLUMNS[stage]
+        if name != "split"
+    }
+    splits, updates = frame["split"].to_numpy(dtype=object), columns["update"]
+    metrics: dict[str, Columns] = {}
+    for split in ("train", "valid", "test"):
+        rows = np.flatnonzero((splits == split) & np.isfinite(updates))
+        # unique() takes the first of equals: reversed, that is the last one written
+        rows = rows[::-1][np.unique(updates[rows[::-1]], return_index=True)[1]]
+        if len(rows):
+            metrics[split] = {name: values[rows] for name, values in columns.items()}
+    return metrics
+
+
+def _numbers(cells: pd.Series) -> Floats:
+    if not pd.api.types.is_numeric_dtype(cells):
+        cells = pd.to_numeric(cells, errors="coerce")
+    return cells.to_numpy(dtype=np.float64)
+
+
+_ARM = re.compile(r"(?P<no>no_)?icsl(_[a-z]+)?_(?P<codebooks>\d+)cb")
+
+
+def codebooks_of(arm: str, overrides: Mapping[str, Any]) -> int | None:
+    """Codebooks of a pretraining arm, from the recipe or else from its name."""
+    value = overrides.get("quantizer.codebooks")
+    if value is None and (match := _ARM.fullmatch(arm)):
+        value = match["codebooks"]
+    return int(value) if value is not None else None
+
+
+def icsl_of(arm: str, overrides: Mapping[str, Any]) -> bool | None:
+    """Whether a pretraining arm uses ICSL, from the recipe or else from its name."""
+    weight = overrides.get("icsl.weight")
+    if weight is not None:
+        return float(weight) > 0
+    match = _ARM.fullmatch(arm)
+    return match["no"] is None if match else None
+
+
+def levels_of(arm: str, overrides: Mapping[str, Any]) -> int | None:
+    """RVQ levels of a fine-tuning arm, 0 for none, from the recipe or else from its name."""
+    value = overrides.get("rvq.levels")
+    if value is None:
+        match = re.fullmatch(r"rvq_(\d+)", arm)
+        value = 0 if arm == "no_rvq" else match[1] if match else None
+    return int(value) if value is not None else None
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf; lists and empty mappings are leaves."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

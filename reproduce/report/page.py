@@ -1,0 +1,310 @@
+"""The page: one HTML file with its figures inside, no network, printable."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from reproduce.records import Stage
+from reproduce.report.claims import ClaimResult, PartResult
+from reproduce.report.figures import Drawn
+from reproduce.report.findings import Deviation, Finding, diagnostics
+from reproduce.report.measured import LOSS, STAGES, Run, Work
+from reproduce.report.published import CHANCE, Published
+from reproduce.report.statistics import Interval
+from reproduce.report.tables import Row, expectation, interval_cells, part_cells, rounded
+
+STAGE_NAMES: dict[Stage, str] = {"pretrain": "pretraining", "finetune": "fine-tuning"}
+_NUMBER_ORDER = ("reproduced", "differs", "inconclusive", "too few seeds", "not measured")
+_CLAIM_ORDER = ("supported", "contradicted", "inconclusive", "too few seeds", "not measured")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the page shows, computed."""
+
+    published: Published
+    works: Sequence[Work]
+    tables: dict[Stage, list[Row]]
+    claims: Sequence[ClaimResult]
+    figures: Sequence[Drawn]
+    findings: Sequence[Finding]
+    deviations: Sequence[Deviation]
+
+
+def render(report: Report) -> str:
+    """The report as one self-contained HTML document."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    )
+    environment.filters["kind"] = lambda verdict: str(verdict).replace(" ", "-")
+    return environment.get_template("page.html.j2").render(
+        chance=f"{CHANCE:.4f}",
+        gap=f"{report.published.chance_gap:.4f}",
+        recipes=[work.name for work in report.works],
+        summaries=[_summary(report, work) for work in report.works],
+        several=len(report.works) > 1,
+        margins={
+            stage: rounded(report.published.margins[stage], {"pretrain": 4, "finetune": 2}[stage])
+            for stage in STAGES
+        },
+        pretrain=_by_recipe(map(_pretrain, report.tables["pretrain"])),
+        finetune=_by_recipe(map(_finetune, report.tables["finetune"])),
+        notes=_notes(report),
+        claims=_by_recipe(map(_claim, report.claims)),
+        figures=[
+            {
+                "title": figure.title,
+                "caption": figure.caption,
+                "data": base64.b64encode(figure.png).decode("ascii"),
+            }
+            for figure in report.figures
+        ],
+        findings=[
+            {
+                "stage": STAGE_NAMES[stage],
+                "items": [item for item in report.findings if item.stage == stage],
+                "arms": [
+                    (work.name, headings, cells)
+                    for work in report.works
+                    for headings, cells in [diagnostics(work, stage)]
+                    if cells and len(headings) > 1
+                ],
+            }
+            for stage in STAGES
+            if report.works or any(item.stage == stage for item in report.findings)
+        ],
+        provenance=[_provenance(work) for work in report.works],
+        deviations=report.deviations,
+        configuration=report.published.configuration,
+    )
+
+
+def _by_recipe(items: Iterable[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    return [(recipe, list(group)) for recipe, group in groupby(items, itemgetter("recipe"))]
+
+
+def _summary(report: Report, work: Work) -> dict[str, Any]:
+    """What the top of the page says about one recipe."""
+    numbers = []
+    for stage in STAGES:
+        rows = [row for row in report.tables[stage] if row.recipe == work.name and row.published]
+        counts: Counter[str] = Counter(row.verdict for row in rows)
+        numbers.append(
+            {
+                "stage": STAGE_NAMES[stage],
+                "total": len(rows),
+                "counts": [(v, counts[v]) for v in _NUMBER_ORDER if counts[v]],
+                "caveats": _caveats(work, stage),
+            }
+        )
+    claims = [result for result in report.claims if result.recipe == work.name]
+    return {
+        "recipe": work.name,
+        "numbers": numbers,
+        "claims": [
+            (verdict, [r.claim.name for r in claims if r.verdict == verdict])
+            for verdict in _CLAIM_ORDER
+            if any(r.verdict == verdict for r in claims)
+        ],
+    }
+
+
+def _caveats(work: Work, stage: Stage) -> str:
+    """How many finished runs ended at chance, all blank and so on."""
+    runs = [run for arm in work.arms(stage) for run in work.of(stage, arm)]
+    if not runs:
+        return "no runs"
+    finished = [run for run in runs if run.status == "finished"]
+    text = f"{len(finished)} of {len(runs)} runs finished"
+    outcomes = Counter(run.outcome for run in runs if run.outcome not in ("", "ok"))
+    for outcome, count in outcomes.most_common():
+        text += f", {count} {outcome.replace('_', ' ')}"
+    missing = sum(len(work.missing(stage, arm)) for arm in work.arms(stage))
+    return text + (f", {missing} planned but missing" if missing else "")
+
+
+def _spread(interval: Interval, stage: Stage) -> str:
+    mean, low, high = interval_cells(interval, stage)
+    return f"{mean} [{low}, {high}]" if low else mean
+
+
+def _needed(row: Row) -> str:
+    if row.verdict != "inconclusive":
+        return ""
+    return f"narrow enough from {row.needed} seeds" if row.needed else "spread exceeds the margin"
+
+
+def _pretrain(row: Row) -> dict[str, Any]:
+    interval = _spread(row.judged, "pretrain")
+    return _row(row) | {
+        "icsl": {True: "yes", False: "no", None: ""}[row.icsl],
+        "measured": interval,
+        "chance": rounded(row.chance, 4),
+        "skill": rounded(row.skill, 3),
+    }
+
+
+def _finetune(row: Row) -> dict[str, Any]:
+    return _row(row) | {
+        "train": _spread(row.judged, "finetune"),
+        "valid": _spread(row.beside, "finetune"),
+        "wer": rounded(row.wer, 3),
+        "cer": rounded(row.cer, 3),
+        "blank": rounded(row.blank_rate, 3),
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "recipe": row.recipe,
+        "arm": row.arm,
+        "size": "" if row.size is None else row.size,
+        "published": row.published.text if row.published else "",
+        "mark": "*" if row.published and not row.published.tabled else "",
+        "seeds": row.judged.count,
+        "verdict": row.verdict,
+        "needed": _needed(row),
+        "caveat": row.caveat,
+    }
+
+
+def _notes(report: Report) -> dict[Stage, str]:
+    """Where table and figure disagree, and where a starred number comes from."""
+    published = report.published
+    apart = [
+        f"{arm} {number.text} and {figure.text}"
+        for arm, figure in published.by_codebooks.items()
+        if (number := published.numbers["pretrain", arm]).tabled
+        and abs(number.value - figure.value) > number.plus_minus + figure.plus_minus
+    ]
+    return {
+        "pretrain": (
+            "* read off figure 4 of the paper (± 0.0001), which has no log behind it. Table 1 and "
+            f"figure 4 disagree: {'; '.join(apart)}. Which epoch or average the table prints isn't "
+            "established."
+        ),
+        "finetune": (
+            "* last printed training window of the run log; the published table has no row without "
+            "RVQ."
+        ),
+    }
+
+
+def _claim(result: ClaimResult) -> dict[str, Any]:
+    return {
+        "recipe": result.recipe,
+        "name": result.claim.name,
+        "statement": result.claim.statement,
+        "source": result.claim.source,
+        "verdict": result.verdict,
+        "parts": [_part(part) for part in result.parts],
+    }
+
+
+def _part(result: PartResult) -> dict[str, Any]:
+    published, measured, low, high, seeds = part_cells(result)
+    needed = ""
+    if result.verdict == "inconclusive":
+        needed = (
+            f"to decide: about {result.needed} seeds" if result.needed else "no number would do"
+        )
+    return {
+        "text": expectation(result),
+        "unit": result.unit,
+        "published": published,
+        "measured": f"{measured} [{low}, {high}]" if low else measured,
+        "seeds": seeds,
+        "verdict": result.verdict,
+        "needed": needed,
+    }
+
+
+def _provenance(work: Work) -> dict[str, Any]:
+    """Where a recipe's numbers come from: what all its runs ran on, and each run."""
+    runs = list(work.runs.values())
+    records = [run.record for run in runs if run.record]
+    facts: dict[str, set[str | None]] = {
+        "code (git)": {record.git for record in records},
+        "versions": {", ".join(f"{k} {v}" for k, v in r.versions.items()) for r in records},
+        "device": {record.device for record in records},
+        "precision": {record.precision for record in records},
+        "processes a run": {str(record.world_size) for record in records},
+        "data (sha256)": {record.manifest_sha256[:12] for record in records},
+        "recipe of each arm (sha256)": {record.recipe_sha256[:12] for record in records},
+        "began": {min((r.started for r in records if r.started), default="")},
+        "ended": {max((r.ended for r in records if r.ended), default="")},
+        "active time": {_hours(sum(record.wall_seconds for record in records))},
+        "audio trained on": {_hours(sum(_audio_seconds(run) for run in runs))},
+    }
+    shown = {
+        key: without_paths(", ".join(sorted(value for value in values if value)))
+        for key, values in facts.items()
+    }
+    return {
+        "recipe": work.name,
+        "facts": [(key, value) for key, value in shown.items() if value],
+        "runs": [
+            _run(run)
+            for stage in STAGES
+            for arm in work.arms(stage)
+            for run in work.of(stage, arm)
+        ]
+        + [
+            {"name": f"{stage}/{arm}/seed-{seed}", "status": "missing", "outcome": "",
+             "updates": "", "train": "", "valid": "", "time": "", "reason": ""}
+            for stage in STAGES
+            for arm in work.arms(stage)
+            for seed in work.missing(stage, arm)
+        ],
+    }  # fmt: skip
+
+
+def _run(run: Run) -> dict[str, str]:
+    stage, record = run.folder.stage, run.record
+    updates = run.column("train", "update")
+    reached = f"{updates[-1]:.0f}" if len(updates) else "0"
+    planned = record.updates_planned if record else 0
+    return {
+        "name": run.folder.name,
+        "status": run.status,
+        "outcome": run.outcome.replace("_", " "),
+        "updates": f"{reached} of {planned}" if planned else reached,
+        "train": rounded(run.final("train", LOSS[stage]), 4),
+        "valid": rounded(run.final("valid", LOSS[stage]), 4),
+        "time": _hours(record.wall_seconds) if record else "",
+        "reason": without_paths(
+            "; ".join(filter(None, (record.reason if record else "", run.problem)))
+        ),
+    }
+
+
+def _audio_seconds(run: Run) -> float:
+    curve = run.curve("train", "audio_seconds")
+    return float(curve.values[-1]) if len(curve) else 0.0
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def without_paths(text: str) -> str:
+    """Text with absolute paths cut to their last part: a page may be published."""
+    return re.sub(
+        r"(?<![\w.~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\,;:'\"]+[/\\])*([^\s/\\,;:'\"]+)", r"\1", text
+    )

@@ -1,0 +1,203 @@
+"""Intervals, verdicts on single numbers, and measures of a curve.
+
+Student t throughout: at three to ten seeds the bootstrap's intervals are far too narrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+Floats = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+FEWEST_SEEDS = 3
+"""Under this many seeds points are shown and no verdict is given."""
+MOST_SEEDS = 1000
+"""Decisions that would need more seeds than this are called out of reach."""
+
+NumberVerdict = Literal[
+    "reproduced", "differs", "inconclusive", "too few seeds", "not measured", ""
+]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A loss over updates: ``updates`` [N] rising, ``values`` [N] finite, in nats."""
+
+    updates: Floats
+    values: Floats
+
+    def __len__(self) -> int:
+        return len(self.updates)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean, spread and interval of ``count`` values; NaN where a value doesn't exist.
+
+    ``low`` and ``high`` are NaN under two values, ``deviation`` (sample standard deviation) too.
+    """
+
+    count: int
+    mean: float
+    deviation: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are seeds enough for a verdict."""
+        return self.count >= FEWEST_SEEDS
+
+
+def t_quantile(count: int, confidence: float = CONFIDENCE) -> float:
+    """Two-sided Student t quantile for ``count`` values (``count`` - 1 degrees of freedom)."""
+    return float(stdtrit(count - 1, 0.5 + confidence / 2))
+
+
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Where the mean of more such values lies: mean ± t s / sqrt(n)."""
+    return _interval(values, confidence, one_more=0)
+
+
+def prediction_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Where one more run lies: mean ± t s sqrt(1 + 1/n)."""
+    return _interval(values, confidence, one_more=1)
+
+
+def _interval(values: Sequence[float], confidence: float, *, one_more: int) -> Interval:
+    data = np.asarray(values, dtype=np.float64)
+    n = len(data)
+    if n == 0:
+        return Interval(0, math.nan, math.nan, math.nan, math.nan)
+    mean = float(data.mean())
+    if n == 1:
+        return Interval(1, mean, math.nan, math.nan, math.nan)
+    deviation = float(data.std(ddof=1))
+    half = t_quantile(n, confidence) * deviation * math.sqrt(one_more + 1 / n)
+    return Interval(n, mean, deviation, mean - half, mean + half)
+
+
+def number_verdict(
+    published: float | None, plus_minus: float, predicted: Interval, margin: float
+) -> NumberVerdict:
+    """Whether one more run could have given the published number.
+
+    Args:
+        published: the published value; None: there is none, and the verdict is empty.
+        plus_minus: how exactly it is known (half a unit of its last printed digit, or the error of
+            reading a figure); it counts as inside if any value it may stand for is.
+        predicted: prediction interval of the measured runs.
+        margin: the largest half-width at which "inside" says something.
+    """
+    if predicted.count == 0:
+        return "not measured"
+    if published is None:
+        return ""
+    if not predicted.enough:
+        return "too few seeds"
+    if not predicted.low - plus_minus <= published <= predicted.high + plus_minus:
+        return "differs"
+    return "reproduced" if predicted.half_width <= margin else "inconclusive"
+
+
+def table_margin(published: Sequence[float]) -> float:
+    """Half the smallest difference between neighbouring rows of a published table, by value."""
+    return float(np.diff(np.unique(np.asarray(published, dtype=np.float64))).min()) / 2
+
+
+def seeds_to_predict(deviation: float, margin: float) -> int | None:
+    """Seeds until a prediction interval's half-width is at most ``margin``; None: out of reach.
+
+    It never falls under 1.96 standard deviations, however many seeds there are.
+    """
+    n = np.arange(FEWEST_SEEDS, MOST_SEEDS + 1)
+    return _first(n, stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * deviation * np.sqrt(1 + 1 / n), margin)
+
+
+def seeds_to_decide(distance: float, deviation: float) -> int | None:
+    """Seeds until a mean this far from its threshold stands clear of it; None: out of reach."""
+    n = np.arange(FEWEST_SEEDS, MOST_SEEDS + 1)
+    return _first(n, stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * deviation / np.sqrt(n), abs(distance))
+
+
+def _first(n: NDArray[np.int64], half_widths: Floats, allowed: float) -> int | None:
+    enough = np.flatnonzero(half_widths <= allowed)
+    return int(n[enough[0]]) if len(enough) and allowed > 0 else None
+
+
+def area(curve: Curve, start: float, end: float) -> float:
+    """Mean height of a curve between two updates: the area under it divided by its width, in nats.
+
+    Dividing by the width makes it comparable with losses and with a table's margin.
+    """
+    inner = curve.updates[(curve.updates > start) & (curve.updates < end)]
+    grid = np.concatenate(([start], inner, [end]))
+    heights = np.interp(grid, curve.updates, curve.values)
+    return float(np.trapezoid(heights, grid) / (end - start))
+
+
+def updates_to_reach(curve: Curve, level: float) -> float:
+    """The first update at which a loss is at or under ``level``; infinity if it never is."""
+    reached = np.flatnonzero(curve.values <= level)
+    return float(curve.updates[reached[0]]) if len(reached) else math.inf
+
+
+def lead(curve: Curve, other: Curve) -> float:
+    """Updates ``curve`` needs to reach the final loss of ``other``, less those ``other`` needs.
+
+    A curve that ends higher never gets there; then it is by how much ``other`` is ahead in the same
+    sense, with a plus sign. So exchanging the two changes the sign and nothing else, and curves
+    without a difference give values around zero.
+    """
+    if curve.values[-1] > other.values[-1]:
+        return -lead(other, curve)
+    level = float(other.values[-1])
+    return updates_to_reach(curve, level) - updates_to_reach(other, level)
+
+
+def mean_and_range(
+    curves: Sequence[Curve],
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """updates, mean, lowest and highest [N] over the updates that all curves span.
+
+    Curves logged at other updates than the first are read off between their points.
+    """
+    start = max(curve.updates[0] for curve in curves)
+    end = min(curve.updates[-1] for curve in curves)
+    updates = curves[0].updates
+    updates = updates[(updates >= start) & (updates <= end)]
+    if not len(updates):
+        updates = np.array([start])
+    stacked = np.stack([np.interp(updates, curve.updates, curve.values) for curve in curves])
+    return updates, stacked.mean(0), stacked.min(0), stacked.max(0)
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Least-squares slope of y over x."""
+    dx = np.asarray(x, dtype=np.float64) - np.mean(x)
+    return float(dx @ np.asarray(y, dtype=np.float64) / (dx @ dx))
+
+
+def known_decimals(interval: Interval, *, most: int = 4, alone: int = 4) -> int:
+    """Decimals worth printing: two digits of the interval's half-width, between 0 and ``most``.
+
+    ``alone`` is used where there is no interval to judge by.
+    """
+    half = interval.half_width
+    if not interval.enough or not math.isfinite(half):
+        return alone
+    if half <= 0:
+        return most
+    return min(max(1 - math.floor(math.log10(half)), 0), most)

@@ -1,0 +1,11 @@
+"""Shared by all tests: threads, and torchaudio beside any torch (see reproduce/compat.py)."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from reproduce.compat import import_torchaudio
+
+import_torchaudio()  # transformers imports it too, and would meet the check that this passes over

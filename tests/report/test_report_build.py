@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from made_up_runs import CHANCE, LEVELS, PRETRAIN_ARMS, write_recipe, write_run
+
+from reproduce.errors import DataError, UsageError
+from reproduce.report import ReportSummary, build_report
+from reproduce.report.build import named_apart
+from reproduce.report.measured import read_work
+from reproduce.report.page import without_paths
+from reproduce.report.tables import CLAIMS_TABLE, FINETUNE_TABLE, PRETRAIN_TABLE, latex_escape
+from reproduce.shipped import shipped
+
+FIGURES = (
+    "fig2_pretrain_train", "fig3_pretrain_valid", "fig4_codebooks", "fig5_finetune_train",
+    "fig6_finetune_valid", "fig7_rvq_levels",
+)  # fmt: skip
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ReportSummary]:
+    """Three seeds: learning, two arms at chance, a crash, blanks, a run missing."""
+    root = tmp_path_factory.mktemp("runs") / "made-up"
+    write_recipe(root, "corrected<b>_mini", seeds=[1, 2, 3])
+    for seed in (1, 2, 3):
+        for k, arm in enumerate(PRETRAIN_ARMS):
+            loss = 4.4 - 0.02 * k + 0.001 * seed + 0.0003 * ((7 * k * seed) % 5)
+            if arm == "icsl_16cb" and seed == 3:
+                continue
+            if arm == "no_icsl_16cb" and seed == 1:
+                write_run(root, "pretrain", arm, seed, float("nan"), status="failed",
+                          outcome="diverged", final=False,
+                          reason="non-finite loss, see /home/someone/batch.json")  # fmt: skip
+            elif arm == "icsl_4cb" and seed == 3:
+                run = write_run(root, "pretrain", arm, seed, loss, status="running", final=False)
+                text = (run / "metrics.csv").read_text()
+                (run / "metrics.csv").write_text(text[: len(text) // 2])
+            elif arm.endswith("_2cb"):
+                loss = (4.6141 if arm.startswith("no") else 4.6133) + 0.00001 * (seed - 2)
+                write_run(root, "pretrain", arm, seed, loss, outcome="at_chance")
+            else:
+                write_run(root, "pretrain", arm, seed, loss)
+        for k, arm in enumerate(LEVELS):
+            write_run(root, "finetune", arm, seed, 3.5 - 0.1 * k + 0.002 * ((k * seed) % 3),
+                      train_loss=3.0 - 0.1 * k, outcome="all_blank" if k < 2 else "ok",
+                      steepness=4 + k / 2)  # fmt: skip
+    out = root / "report"
+    return out, build_report([root], out)
+
+
+def test_every_file_of_the_contract(built: tuple[Path, ReportSummary]) -> None:
+    out, summary = built
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "index.html", "summary.json", "claims.csv", "claims.md",
+        *(f"table_{stage}.{kind}" for stage in ("pretrain", "finetune")
+          for kind in ("csv", "md", "tex")),
+        *(f"{figure}.{kind}" for figure in FIGURES for kind in ("png", "pdf")),
+    }  # fmt: skip
+    assert summary.page == out / "index.html"
+    assert json.loads((out / "summary.json").read_text()) == summary.data
+    assert summary.as_json()["page"] == str(summary.page)
+
+
+def test_pretraining_table(built: tuple[Path, ReportSummary]) -> None:
+    rows = {row["arm"]: row for row in table(built[0] / "table_pretrain.csv")}
+    assert tuple(rows["icsl_8cb"]) == PRETRAIN_TABLE
+    assert list(rows) == PRETRAIN_ARMS
+    chance = rows["no_icsl_2cb"]
+    assert (chance["verdict"], chance["caveat"]) == ("reproduced", "at chance")
+    assert chance["published"] == chance["mean"] == "4.6141"
+    assert float(chance["skill"]) == pytest.approx(CHANCE - 4.6141, abs=1e-4)
+    assert rows["icsl_8cb"]["verdict"] == "differs"
+    assert float(rows["icsl_8cb"]["low"]) < float(rows["icsl_8cb"]["mean"]) < 4.4
+    for arm, caveat in {
+        "no_icsl_16cb": "1 of 3 diverged", "icsl_16cb": "1 of 3 missing",
+        "icsl_4cb": "1 of 3 running",
+    }.items():  # fmt: skip
+        row = rows[arm]
+        assert (row["verdict"], row["caveat"], row["seeds"]) == ("too few seeds", caveat, "2")
+        assert row["low"] == row["high"] == ""
+
+
+def test_finetuning_table_judges_the_training_window(built: tuple[Path, ReportSummary]) -> None:
+    rows = {row["arm"]: row for row in table(built[0] / "table_finetune.csv")}
+    assert tuple(rows["rvq_4"]) == FINETUNE_TABLE
+    assert list(rows) == list(LEVELS)
+    assert rows["no_rvq"]["caveat"] == "all blank"
+    assert rows["no_rvq"]["published"] == "4.1153"
+    assert float(rows["rvq_4"]["train_mean"]) == pytest.approx(2.7)
+    assert float(rows["rvq_4"]["valid_mean"]) == pytest.approx(3.2, abs=0.01)
+    assert rows["rvq_4"]["verdict"] == "differs"
+    assert float(rows["rvq_4"]["blank_rate"]) == 0.97
+
+
+def test_claims_table(built: tuple[Path, ReportSummary]) -> None:
+    out, summary = built
+    rows = {row["claim"]: row for row in table(out / "claims.csv")}
+    assert tuple(rows["C1"]) == CLAIMS_TABLE
+    assert rows["C1"]["verdict"] == "supported"
+    assert rows["C2"]["verdict"] == "contradicted"
+    assert rows["C4"]["verdict"] == "contradicted"  # rvq_16 goes on falling
+    assert rows["C4.4"]["verdict"] == "contradicted"
+    assert rows["C5"]["verdict"] == "supported"
+    assert "corrected<b>_mini: C4" in summary.contradicted
+    assert float(rows["C1.3"]["published"]) == pytest.approx(4.6120 - 4.6178)
+
+
+def test_the_page_is_whole_safe_and_private(built: tuple[Path, ReportSummary]) -> None:
+    page = (built[0] / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 6
+    assert not re.findall(r"(?:src|href)=\"(?!#|data:)", page)
+    assert "http" not in page
+    assert "corrected&lt;b&gt;_mini" in page
+    assert "<b>_mini" not in page
+    assert "/home/" not in page
+    assert "batch.json" in page
+    assert str(built[0].parent) not in page
+    assert "ln(101)" in page
+    for run in ("pretrain/no_icsl_16cb/seed-1", "pretrain/icsl_4cb/seed-3"):
+        assert run in page  # neither failed nor unfinished runs are dropped
+    assert re.search(r"pretrain/icsl_16cb/seed-3</td><td>missing", page)
+
+
+def test_why_says_only_what_the_logs_hold(built: tuple[Path, ReportSummary]) -> None:
+    data = built[1].data
+    topics = {f["topic"]: f["text"] for f in data["findings"] if f["recipe"]}
+    assert topics["masking"].startswith("5.0 % of the frames")
+    assert "6 of 21 finished runs end within 0.02" in topics["chance"]
+    assert "0.0003; it sends 0.2 %" in topics["ICSL"]
+    assert "18 of 18 finished runs output blanks" in topics["blanks"]
+    assert "zeroed losses" not in topics  # never logged
+
+
+def test_folders_of_one_recipe_are_told_apart(tmp_path: Path) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        write_recipe(folder, "same")
+    names = [work.name for work in named_apart([read_work(f) for f in folders], folders)]
+    assert names == ["same (first)", "same (second)"]
+
+
+def test_latex(built: tuple[Path, ReportSummary]) -> None:
+    text = (built[0] / "table_pretrain.tex").read_text()
+    assert "corrected<b>\\_mini & icsl\\_8cb & 8 & yes & 4.6120" in text
+    assert "\\begin{tabular}{llrlrrrrrrrll}" in text
+    assert latex_escape("a_b & 5 % \\ {x}") == r"a\_b \& 5 \% \textbackslash{} \{x\}"
+
+
+def test_a_copied_folder_and_two_side_by_side(
+    built: tuple[Path, ReportSummary], tmp_path: Path
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(built[0].parent, copied)
+    shutil.rmtree(copied / "report")
+    other = tmp_path / "other"
+    write_recipe(other, "as-run", seeds=[1], pretrain=["mine_3cb"], finetune=["rvq_4"])
+    recipe = yaml.safe_load((other / "recipe.yaml").read_text())
+    recipe |= {"data": {"root": "/data/x", "subset": "1h"}}
+    recipe["pretrain"]["arms"]["mine_3cb"] = {"quantizer.codebooks": 3, "icsl.weight": 0.0}
+    (other / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    write_run(other, "pretrain", "mine_3cb", 1, 4.5)
+    page = build_report([copied, other], tmp_path / "report").page.read_text()
+    assert re.search(r"data\.subset</td><td[^>]*>10h</td><td[^>]*>1h</td>", page)
+    assert "data.root" not in page
+    rows = table(tmp_path / "report" / "table_pretrain.csv")
+    assert [r for r in rows if r["recipe"] != "as-run"] == table(built[0] / "table_pretrain.csv")
+    mine = next(row for row in rows if row["arm"] == "mine_3cb")
+    assert (mine["recipe"], mine["codebooks"], mine["icsl"]) == ("as-run", "3", "no")
+    assert (mine["published"], mine["verdict"], mine["mean"]) == ("", "", "4.5000")
+    unplanned = next(r for r in rows if (r["recipe"], r["arm"]) == ("as-run", "icsl_8cb"))
+    assert (unplanned["verdict"], unplanned["caveat"]) == ("not measured", "not in the recipe")
+    fine = table(tmp_path / "report" / "table_finetune.csv")
+    planned = next(r for r in fine if (r["recipe"], r["arm"]) == ("as-run", "rvq_4"))
+    assert (planned["verdict"], planned["caveat"]) == ("not measured", "no run yet")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("published")
+    build_report([], out, published_only=True)
+    return out
+
+
+def test_published_alone(published: Path) -> None:
+    rows = table(published / "table_pretrain.csv")
+    assert {row["verdict"] for row in rows} == {"not measured"}
+    assert [row["published"] for row in rows if row["arm"] == "icsl_8cb"] == ["4.6120"]
+    assert "nothing is measured on this page" in (published / "index.html").read_text()
+
+
+def test_a_second_build_gives_the_same_bytes(published: Path, tmp_path: Path) -> None:
+    build_report([], tmp_path, published_only=True)
+    for path in published.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_committed_tables_are_what_is_built(published: Path) -> None:
+    for path in published.iterdir():
+        if path.suffix in (".csv", ".md", ".tex"):
+            committed = shipped("results", "published", path.name)
+            assert committed.read_text() == path.read_text(), path.name
+
+
+def test_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        build_report([], tmp_path)
+    with pytest.raises(UsageError):
+        build_report([tmp_path], tmp_path, published_only=True)
+    with pytest.raises(DataError, match="no such work folder"):
+        build_report([tmp_path / "none"], tmp_path / "report")
+
+
+def test_no_torch() -> None:
+    code = "import sys, reproduce.report; assert not {'torch', 'pyplot'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "private"),
+    [
+        ("see /home/me/x.json now", "see x.json now"),
+        ("'/data/a b.wav'", "'a b.wav'"),
+        ("C:\\Users\\me\\x", "x"),
+        ("~/runs/x", "x"),
+        ("1/2 and rvq/seed-1", "1/2 and rvq/seed-1"),
+    ],
+)
+def test_paths_are_cut(text: str, private: str) -> None:
+    assert without_paths(text) == private
+
+
+@pytest.mark.slow
+def test_a_hundred_runs_of_two_thousand_points(tmp_path: Path) -> None:
+    seeds = range(7)
+    write_recipe(tmp_path, seeds=seeds)
+    for seed in seeds:
+        for arm in PRETRAIN_ARMS:
+            write_run(tmp_path, "pretrain", arm, seed, 4.4, points=1600)
+        for arm in LEVELS:
+            write_run(tmp_path, "finetune", arm, seed, 3.4, points=1600)
+    began = time.process_time()
+    build_report([tmp_path], tmp_path / "report")
+    assert time.process_time() - began < 8

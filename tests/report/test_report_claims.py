@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from reproduce.records import Stage
+from reproduce.report.claims import ClaimVerdict, judge_claim, part_values
+from reproduce.report.measured import codebooks_of, icsl_of, levels_of
+from reproduce.report.published import Claim, load_published
+from reproduce.report.statistics import Curve
+
+PUBLISHED = load_published()
+CLAIMS = {claim.name: claim for claim in PUBLISHED.claims}
+UPDATES = np.arange(10, 210, 10, dtype=np.float64)
+
+
+class MadeUp:
+    """Runs whose final loss is effect(arm) plus noise shared by a seed and noise of its own."""
+
+    def __init__(
+        self,
+        effect: Callable[[str], float],
+        seeds: int,
+        *,
+        own: float = 0.001,
+        shared: float = 0.01,
+        rng: np.random.Generator | None = None,
+        lacking: frozenset[tuple[str, int]] = frozenset(),
+    ) -> None:
+        self.effect, self.count, self.own, self.lacking = effect, seeds, own, lacking
+        self.rng = rng or np.random.default_rng(1)
+        self.common = self.rng.normal(0, shared, seeds)
+        self.noise: dict[tuple[str, int], float] = {}
+
+    def seeds(self, stage: Stage, arm: str) -> set[int]:
+        return {seed for seed in range(self.count) if (arm, seed) not in self.lacking}
+
+    def final(self, stage: Stage, arm: str, seed: int, *, series: bool = False) -> float:
+        key = (arm, seed)
+        if key not in self.noise:
+            self.noise[key] = float(self.rng.normal(0, self.own))
+        return 4.0 + self.effect(arm) + float(self.common[seed]) + self.noise[key]
+
+    def curve(self, stage: Stage, split: str, arm: str, seed: int) -> Curve:
+        end = self.final(stage, arm, seed)
+        values = end + 2 * (np.exp(-UPDATES / 40) - math.exp(-5))
+        return Curve(UPDATES, values.astype(np.float64))
+
+
+def as_published(arm: str) -> float:
+    """An effect of the signs that the study claims."""
+    if arm.endswith("cb"):
+        doublings = math.log2(codebooks_of(arm, {}) or 1)
+        slope = -0.02 if icsl_of(arm, {}) else 0.02
+        # nothing at two codebooks
+        return slope * (doublings - 1)
+    return {0: 0.3, 1: 0.2, 2: 0.1, 4: 0.05, 8: 0.0, 16: 0.1}[levels_of(arm, {}) or 0]
+
+
+def verdict(name: str, source: MadeUp) -> ClaimVerdict:
+    return judge_claim(CLAIMS[name], PUBLISHED, source, "made-up").verdict
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_real_effect_is_supported(name: str) -> None:
+    # C6 asks for "no difference" to within 0.0004 nats
+    assert verdict(name, MadeUp(as_published, 5, own=0.0001)) == "supported"
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_opposite_is_contradicted(name: str) -> None:
+    assert verdict(name, MadeUp(lambda arm: -as_published(arm), 5)) == "contradicted"
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_too_few_seeds(name: str) -> None:
+    assert verdict(name, MadeUp(as_published, 2)) == "too few seeds"
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_nothing_measured(name: str) -> None:
+    assert verdict(name, MadeUp(as_published, 0)) == "not measured"
+
+
+def test_one_part_contradicted_is_enough_and_one_undecided_too() -> None:
+    def but_16(arm: str) -> float:
+        return -0.5 if arm == "rvq_16" else as_published(arm)
+
+    assert verdict("C4", MadeUp(but_16, 5)) == "contradicted"
+
+    def but_8(arm: str) -> float:
+        return as_published("rvq_4" if arm == "rvq_8" else arm)
+
+    source = MadeUp(but_8, 5, own=0.01)
+    result = judge_claim(CLAIMS["C4"], PUBLISHED, source, "made-up")
+    assert result.verdict == "inconclusive"
+    assert result.deciding.part.number == 3
+    assert result.deciding.needed is None or result.deciding.needed > 5
+
+
+def test_only_seeds_that_both_arms_have_are_paired() -> None:
+    lacking = frozenset({("icsl_8cb", 0), ("icsl_2cb", 4)})
+    source = MadeUp(as_published, 5, lacking=lacking)
+    values = part_values(CLAIMS["C1"].parts[0], source)
+    assert values == [
+        source.final("pretrain", "icsl_8cb", seed) - source.final("pretrain", "icsl_2cb", seed)
+        for seed in (1, 2, 3)
+    ]
+
+
+def test_pairing_takes_out_what_a_seed_shares() -> None:
+    assert verdict("C1", MadeUp(as_published, 5, own=0.001, shared=1.0)) == "supported"
+
+
+def test_a_slope_takes_the_arms_there_are() -> None:
+    lacking = frozenset((arm, seed) for arm in ("icsl_4cb", "icsl_16cb") for seed in range(5))
+    source = MadeUp(as_published, 5, own=0.0, lacking=lacking)
+    assert part_values(CLAIMS["C3"].parts[0], source) == pytest.approx([-0.02] * 5)
+
+
+def test_never_reaching_the_loss_is_slower() -> None:
+    source = MadeUp(lambda arm: 0.5 if arm == "rvq_4" else 0.0, 3, own=0.0)
+    assert all(value > 0 for value in part_values(CLAIMS["C5"].parts[0], source))
+
+
+def false_verdicts(claim: Claim, seeds: int, trials: int) -> Counter[str]:
+    rng = np.random.default_rng(seeds)
+    return Counter(
+        judge_claim(
+            claim, PUBLISHED, MadeUp(lambda arm: 0.0, seeds, own=0.01, rng=rng), "none"
+        ).verdict
+        for _ in range(trials)
+    )
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("name", CLAIMS)
+def test_no_effect_is_seldom_called_one(name: str, seeds: int) -> None:
+    """Supported or contradicted under no effect: 5 % at most, to within the sampling error."""
+    trials = 300
+    counts = false_verdicts(CLAIMS[name], seeds, trials)
+    assert (counts["supported"] + counts["contradicted"]) / trials <= 0.05 + 0.03
