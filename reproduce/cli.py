@@ -50,16 +50,23 @@ Arms = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; re
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Only this seed; repeatable.")]
 
 
-@app.callback()
-def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         from reproduce import __version__
 
         print(f"w2vrep {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
 
 
 # ------------------------------------------------------------------------------------------- stages
@@ -76,7 +83,7 @@ def prepare(
     """Corpus to manifest, nested subsets and packed audio."""
     loaded, folder = _load(recipe, sets, work, device)
     if dry_run:
-        return _plan(loaded, folder, [])
+        return _plan(loaded, folder, ["prepare"])
     from reproduce.stages.prepare import prepare, summary_lines
 
     for line in summary_lines(prepare(loaded, folder)):
@@ -123,7 +130,7 @@ def run(
     """prepare, pretrain, finetune and report in order."""
     loaded, folder = _load(recipe, sets, work, device)
     if dry_run:
-        return _plan(loaded, folder, ["pretrain", "finetune"])
+        return _plan(loaded, folder, ["prepare", "pretrain", "finetune"])
     from reproduce.stages.run import run
     from reproduce.training import distributed
 
@@ -169,7 +176,7 @@ def report(
         _load(recipe, sets, None, Device.auto)  # a mistyped name is an error here too
     from reproduce.report import build_report
 
-    target = out if out is not None else WorkFolder(folders[0]).report
+    target = _folder(out if out is not None else WorkFolder(folders[0]).report, "--out")
     summary = build_report(folders, target, published_only=published)
     if as_json:
         print(json.dumps(summary.as_json(), indent=1))
@@ -211,18 +218,23 @@ def copy_recipe(
         raise UsageError(f"{dest} isn't a .yaml file", do="give a name ending in .yaml or a folder")
     if dest.exists():
         raise UsageError(f"{dest} exists already", do="choose another name, or remove it first")
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(known[name], dest)
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(known[name], dest)
+    except OSError as error:
+        raise UsageError(
+            f"{dest} can't be written: {error.strerror}", do="choose another"
+        ) from None
     print(f"{dest}: edit it, then w2vrep check {dest}")
 
 
 @app.command()
 def show(recipe: RecipeArgument, sets: Sets = None) -> None:
     """Print the resolved recipe as YAML, every default filled in."""
-    from reproduce.recipe import load_recipe
-    from reproduce.recipe.load import as_yaml
+    from reproduce.recipe.dump import as_yaml
+    from reproduce.recipe.load import resolve
 
-    print(as_yaml(load_recipe(recipe, sets or [])), end="")
+    print(as_yaml(*resolve(recipe, sets or [])), end="")
 
 
 @app.command()
@@ -231,16 +243,17 @@ def check(recipe: RecipeArgument, sets: Sets = None) -> None:
     from reproduce.recipe import load_recipe
 
     loaded = load_recipe(recipe, sets or [])
+    seeds = f"{len(loaded.seeds)} seed{'s' if len(loaded.seeds) > 1 else ''}"
     print(
         f"{loaded.name}: good; {len(loaded.pretrain.arms)} pretraining and "
-        f"{len(loaded.finetune.arms)} fine-tuning arms x {len(loaded.seeds)} seeds"
+        f"{len(loaded.finetune.arms)} fine-tuning arms x {seeds}"
     )
 
 
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a recipe."""
-    from reproduce.recipe.load import json_schema
+    from reproduce.recipe.dump import json_schema
 
     print(json.dumps(json_schema(), indent=1))
 
@@ -258,7 +271,16 @@ def _load(
     if device is not Device.auto:
         overlays.append(f"compute.device={device.value}")
     recipe = load_recipe(spec, overlays)
-    return recipe, WorkFolder(work if work is not None else Path("runs") / recipe.name)
+    folder = work if work is not None else Path("runs") / recipe.name
+    return recipe, WorkFolder(_folder(folder, "--work"))
+
+
+def _folder(path: Path, option: str) -> Path:
+    """A folder that is there or can be made."""
+    taken = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+    if taken is not None:
+        raise UsageError(f"{taken} is a file", where=option, do="give a folder")
+    return path
 
 
 def _grid(
@@ -325,15 +347,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in argv
     argv = [item for item in argv if item != "--debug"]
     quiet = os.environ.get("RANK", "0") != "0"
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, lambda number, _: _stop(number, quiet, debug))
     try:
         result = app(args=argv, prog_name="w2vrep", standalone_mode=False)
+        if result == 128 + signal.SIGINT:  # what newer typers make of KeyboardInterrupt
+            raise KeyboardInterrupt
         sys.exit(result if isinstance(result, int) else 0)
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _message("interrupted; run the same command again to go on", quiet, debug)
-        sys.exit(130)
+        _stop(signal.SIGINT, quiet, debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -344,10 +367,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's, or typer's own copy
             error.show()
             sys.exit(error.exit_code)
-        text = str(error).strip() or "no message"
-        hint = "\n  --debug shows the traceback"
-        _message(f"w2vrep: unexpected {type(error).__name__}: {text}{hint}", quiet, debug)
+        text = f"unexpected {type(error).__name__}: {str(error).strip() or 'no message'}"
+        if isinstance(error, OSError) and error.strerror:
+            text = f"{error.filename or 'system'}: {error.strerror}"
+        _message(f"w2vrep: {text}\n  --debug shows the traceback", quiet, debug)
         sys.exit(1)
+
+
+def _stop(number: int, quiet: bool, debug: bool) -> NoReturn:
+    _message("w2vrep: interrupted\n  run the same command again to go on", quiet, debug)
+    sys.exit(128 + number)
 
 
 def _message(text: str, quiet: bool, debug: bool) -> None:

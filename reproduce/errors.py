@@ -7,6 +7,7 @@ unless ``--debug`` is given.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class W2vrepError(Exception):
@@ -27,6 +28,15 @@ class W2vrepError(Exception):
     def __str__(self) -> str:
         head = f"{self.where}: {self.found}" if self.where else self.found
         return f"{head}\n  {self.do}" if self.do else head
+
+    def __reduce__(self) -> tuple[Any, ...]:  # ranks tell each other of errors
+        return _restore, (type(self), self.args), self.__dict__
+
+
+def _restore(kind: type[W2vrepError], arguments: tuple[str, ...]) -> W2vrepError:
+    error = kind.__new__(kind)
+    error.args = arguments
+    return error
 
 
 class UsageError(W2vrepError):
@@ -54,6 +64,10 @@ class DataError(W2vrepError):
     """A corpus, manifest, audio file, transcript or weight file that can't be used."""
 
     exit_code = 3
+
+
+class MissingCorpusError(DataError):
+    """The corpus isn't where it should be; what was prepared from it may still be there."""
 
 
 class DivergedError(W2vrepError):

@@ -113,6 +113,11 @@ class WorkFolder:
         return self.data / "summary.json"
 
     @property
+    def features(self) -> Path:
+        """Features of frozen encoders; may be deleted at any time."""
+        return self.root / "features"
+
+    @property
     def report(self) -> Path:
         return self.root / "report"
 
@@ -175,11 +180,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all (temporary name, flush to disk, rename)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _plain(value: Any) -> Any:

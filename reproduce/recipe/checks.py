@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from pydantic import ValidationError
 
-from reproduce.recipe.schema import Finetune, Masking, Pretrain, Recipe, Schedule
+from reproduce.recipe.messages import nearest
+from reproduce.recipe.schema import Finetune, Pretrain, Recipe, SectionT, Stage
 
 
 def combination_problems(recipe: Recipe) -> list[str]:
     """Every impossible combination, a line each, beginning with its dotted path."""
-    problems = [*_data(recipe), *_model(recipe)]
+    problems = [*_top(recipe), *_data(recipe), *_model(recipe)]
+    problems += _grid(
+        "pretrain", recipe.pretrain.arms, recipe.pretrain_arm, lambda it: _pretrain(it, recipe)
+    )
+    problems += _grid(
+        "finetune", recipe.finetune.arms, recipe.finetune_arm, lambda it: _finetune(it, recipe)
+    )
+    return problems
+
+
+def _grid(
+    stage: str,
+    arms: Iterable[str],
+    section_of: Callable[[str], SectionT],
+    problems_of: Callable[[SectionT], Iterator[str]],
+) -> Iterator[str]:
+    """The problems of a stage's arms: once where all arms have it, else an arm each."""
+    sections = {}
+    for arm in arms:
+        with contextlib.suppress(ValidationError):  # its keys are reported one by one
+            sections[arm] = section_of(arm)
+    found: dict[str, list[str]] = {}
+    for arm, section in sections.items():
+        for text in problems_of(section):
+            found.setdefault(text, []).append(arm)
+    for text, having in found.items():
+        if len(having) == len(sections):
+            yield f"{stage}.{text}"
+        else:
+            yield from (f"{stage}.arms.{arm}.{text}" for arm in having)
+
+
+def _top(recipe: Recipe) -> Iterator[str]:
+    name = recipe.name
+    if name != name.strip() or name in ("", ".", "..") or any(c in name for c in "/\\\0\n"):
+        yield f"name: names the work folder; {name!r} can't"
     if len(set(recipe.seeds)) < len(recipe.seeds):
-        problems.append(f"seeds: the same seed twice in {recipe.seeds}")
-    for arm in recipe.pretrain.arms:
-        try:
-            section = recipe.pretrain_arm(arm)
-        except ValidationError:
-            continue  # its keys are reported one by one
-        where = f"pretrain.arms.{arm}" if _own(recipe.pretrain.arms[arm]) else "pretrain"
-        problems += [f"{where}: {text}" for text in _pretrain_arm(section)]
-    for arm in recipe.finetune.arms:
-        try:
-            tuned = recipe.finetune_arm(arm)
-        except ValidationError:
-            continue
-        problems += [f"finetune.arms.{arm}: {text}" for text in _finetune_arm(tuned)]
-    for name, stage in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
-        problems += [f"{name}.schedule: {text}" for text in _schedule(stage.schedule)]
-        problems += [f"{name}.masking: {text}" for text in _masking(stage.masking)]
-        if stage.max_seconds is not None and stage.max_seconds <= stage.min_seconds:
-            problems.append(
-                f"{name}.max_seconds: {stage.max_seconds} is not above min_seconds "
-                f"{stage.min_seconds}"
-            )
-    return [*problems, *_encoder(recipe)]
-
-
-def _own(overrides: dict[str, object]) -> bool:
-    return bool(overrides)
+        yield f"seeds: the same seed twice in {recipe.seeds}"
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
@@ -50,8 +61,18 @@ def _data(recipe: Recipe) -> Iterator[str]:
         yield f"data.transcripts: only for corpus folder, found corpus {data.corpus}"
     if data.corpus == "folder" and data.transcripts is None:
         yield "data.transcripts: corpus folder needs a CSV, TSV or JSONL of transcripts"
-    if data.corpus == "librispeech" and not data.train_parts:
-        yield "data.train_parts: at least one part is needed"
+    if data.root is not None and data.corpus == "synthetic":
+        yield "data.root: corpus synthetic reads no folder; set data.corpus too"
+    for parts in ("train_parts", "valid_parts"):
+        if data.corpus in ("librispeech", "parquet") and not getattr(data, parts):
+            yield f"data.{parts}: at least one part is needed"
+    if data.download and data.corpus != "librispeech":
+        yield f"data.download: only for corpus librispeech, found corpus {data.corpus}"
+    if not data.download_url.startswith(("https://", "http://")):
+        yield f"data.download_url: http:// or https:// expected, found {data.download_url!r}"
+    for part, sha256 in data.archives_sha256.items():
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            yield f"data.archives_sha256.{part}: 64 hexadecimal digits expected, found {sha256!r}"
     both = set(data.train_parts) & {*data.valid_parts, *data.test_parts}
     if both:
         yield f"data.train_parts: {', '.join(sorted(both))} is also held out"
@@ -71,30 +92,46 @@ def _model(recipe: Recipe) -> Iterator[str]:
     sizes = {len(model.conv_channels), len(model.conv_kernels), len(model.conv_strides)}
     if len(sizes) > 1:
         yield "model.conv_channels: conv_channels, conv_kernels and conv_strides differ in length"
+    elif sizes == {0}:
+        yield "model.conv_channels: at least one convolution is needed"
 
 
-def _pretrain_arm(section: Pretrain) -> Iterator[str]:
+def _stage(section: Stage) -> Iterator[str]:
+    schedule = section.schedule
+    total = schedule.warmup + schedule.hold + schedule.decay
+    if schedule.kind == "tri_stage" and total > 1 + 1e-9:
+        yield f"schedule.warmup: warmup + hold + decay is {total:g}, above 1"
+    for name in ("hold", "decay"):
+        if schedule.kind != "tri_stage" and getattr(schedule, name):
+            yield f"schedule.{name}: goes with kind tri_stage, found {schedule.kind}"
+    if section.max_seconds is not None and section.max_seconds <= section.min_seconds:
+        yield f"max_seconds: {section.max_seconds} is not above min_seconds {section.min_seconds}"
+
+
+def _pretrain(section: Pretrain, recipe: Recipe) -> Iterator[str]:
+    yield from _stage(section)
     quantizer = section.quantizer
     if quantizer.codevector_dim % quantizer.codebooks:
         yield (
-            f"quantizer.codebooks {quantizer.codebooks} does not divide quantizer.codevector_dim "
-            f"{quantizer.codevector_dim}"
+            f"quantizer.codebooks: {quantizer.codebooks} does not divide "
+            f"quantizer.codevector_dim {quantizer.codevector_dim}"
         )
     if section.icsl.weight > 0 and quantizer.codebooks < 2:
-        yield "icsl.weight needs at least two codebooks"
+        yield "icsl.weight: needs at least two codebooks"
     if section.icsl.scaling == "per_frame" and not section.icsl.divided_by_accumulation:
         yield "icsl.divided_by_accumulation: false goes with icsl.scaling as_run only"
-    if section.crop_seconds is not None and section.crop_seconds < section.masking.length * 0.02:
-        yield f"crop_seconds {section.crop_seconds} is shorter than one masked span"
+    span = section.masking.length * math.prod(recipe.model.conv_strides) / 16000
+    if section.crop_seconds is not None and section.crop_seconds < span:
+        yield f"crop_seconds: {section.crop_seconds} is shorter than one masked span, {span:g}"
     if section.masking.probability == 0.0:
-        yield "masking.probability 0 leaves nothing to predict"
-    if section.masking.channel_probability > 0:
-        yield "masking.channel_probability: channels are masked in fine-tuning only"
+        yield "masking.probability: 0 leaves nothing to predict"
     if section.gumbel.floor > section.gumbel.start:
-        yield f"gumbel.floor {section.gumbel.floor} is above gumbel.start {section.gumbel.start}"
+        yield f"gumbel.floor: {section.gumbel.floor} is above gumbel.start {section.gumbel.start}"
 
 
-def _finetune_arm(section: Finetune) -> Iterator[str]:
+def _finetune(section: Finetune, recipe: Recipe) -> Iterator[str]:
+    yield from _stage(section)
+    yield from _encoder(section.encoder, recipe)
     rvq = section.rvq
     if section.train == "head" and section.transformer_from > 0:
         yield "transformer_from: with train head the transformer is never trained"
@@ -104,35 +141,22 @@ def _finetune_arm(section: Finetune) -> Iterator[str]:
         if rvq.levels and not rvq.straight_through:
             yield f"rvq.straight_through: train {section.train} gets no gradient without it"
     if section.train == "head" and section.encoder_mode == "eval":
-        masked = section.masking.probability or section.masking.channel_probability
-        if masked:
-            yield "masking.probability: an encoder in eval mode is not masked; set it to 0"
+        for name in ("probability", "channel_probability"):
+            if getattr(section.masking, name):
+                yield f"masking.{name}: an encoder in eval mode is not masked; set it to 0"
+    if section.input_length == "padded" and rvq.levels and not rvq.padding:
+        yield "rvq.padding: false needs input_length utterance; padded hides what is padding"
     if rvq.commitment > 0 and section.train == "head":
         yield "rvq.commitment: with a frozen encoder nothing can follow the codes"
 
 
-def _schedule(schedule: Schedule) -> Iterator[str]:
-    total = schedule.warmup + schedule.hold + schedule.decay
-    if schedule.kind == "tri_stage" and total > 1 + 1e-9:
-        yield f"warmup + hold + decay is {total:g}, above 1"
-    if schedule.kind != "tri_stage" and (schedule.hold or schedule.decay):
-        yield f"hold and decay go with kind tri_stage, found {schedule.kind}"
-
-
-def _masking(masking: Masking) -> Iterator[str]:
-    if masking.probability > 0 and masking.length < 1:
-        yield "length must be at least 1"
-
-
-def _encoder(recipe: Recipe) -> Iterator[str]:
-    """``finetune.encoder`` naming an arm of this recipe that doesn't exist."""
-    match = re.fullmatch(r"([^/]+)/seed-(\d+|\{seed\})", recipe.finetune.encoder)
+def _encoder(name: str, recipe: Recipe) -> Iterator[str]:
+    """``encoder`` naming a run of this recipe that doesn't exist."""
+    match = re.fullmatch(r"([^/]+)/seed-(.*)", name)
     if not match:
         return
     arm, seed = match.groups()
     if arm not in recipe.pretrain.arms:
-        near = difflib.get_close_matches(arm, recipe.pretrain.arms, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        yield f"finetune.encoder: no pretraining arm {arm!r}{hint}"
-    elif seed != "{seed}" and int(seed) not in recipe.seeds:
-        yield f"finetune.encoder: seed {seed} is not among seeds {recipe.seeds}"
+        yield f"encoder: no pretraining arm {arm!r}{nearest(arm, recipe.pretrain.arms)}"
+    if seed != "{seed}" and seed not in map(str, recipe.seeds):
+        yield f"encoder: seed {seed} is not among seeds {recipe.seeds}"

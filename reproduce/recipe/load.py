@@ -5,27 +5,50 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from reproduce.errors import RecipeError, UsageError
 from reproduce.recipe.checks import combination_problems
+from reproduce.recipe.messages import known_paths, nearest, shown, validation_messages
 from reproduce.recipe.schema import Recipe, Section
 from reproduce.shipped import shipped
 
 GRIDS = ("pretrain", "finetune")
+BASE = "as-written"
+"""The recipe that the schema's defaults are; its file is empty."""
+
 Tree = dict[str, Any]
+Origin = dict[str, str]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number (YAML 1.2), as every user of a recipe expects."""
+    """YAML 1.2 in what users expect: 1e-4 is a number, ``no`` is a word, a key comes once."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    mark = key.start_mark
+                    raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} twice", mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)$|^[-+]?(\d+\.\d*|\.\d+)$"),
@@ -35,11 +58,17 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Layer:
-    """One recipe file (or the ``--set`` options) as a tree, and what to call it in messages."""
+    """One recipe file (or a ``--set`` option) as a tree.
+
+    Attributes:
+        label: what to call it in messages.
+        tree: its keys, without ``extends`` and ``protocol``.
+        complete: ``extends: null``: it stands on nothing, so its arms are all there are.
+    """
 
     label: str
     tree: Tree
-    name: str
+    complete: bool = False
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -54,101 +83,93 @@ def load_recipe(spec: str, sets: Sequence[str] = ()) -> Recipe:
         UsageError: no such recipe, or a ``--set`` that isn't ``key=value``.
         RecipeError: every problem found, each with its dotted path and the nearest valid name.
     """
-    layers = list(_expand(_split(spec), seen=[]))
-    layers += [_set_layer(text) for text in sets]
+    return resolve(spec, sets)[0]
+
+
+def resolve(spec: str, sets: Sequence[str] = ()) -> tuple[Recipe, Origin]:
+    """`load_recipe`, and which layer each value came from."""
     merged = _Merge()
-    for layer in layers:
+    for layer in [*_layers(spec), *map(_set_layer, sets)]:
         merged.lay(layer)
-    named = [layer.tree["name"] for layer in layers if isinstance(layer.tree.get("name"), str)]
-    merged.tree["name"] = named[-1] if named else "+".join(_stem(part) for part in _split(spec))
-    return _validate(merged, spec)
-
-
-def as_yaml(recipe: Recipe, *, sources: bool = True) -> str:
-    """The resolved recipe as YAML, every default filled in, the source of each key beside it."""
-    lines: list[str] = []
-    _write(recipe, 0, lines, sources)
-    return "\n".join(lines) + "\n"
-
-
-def json_schema() -> Tree:
-    """JSON Schema of a recipe file: what editors complete and check against.
-
-    A file may leave out anything, name what it extends, and select arms by a list of names.
-    """
-    schema = Recipe.model_json_schema()
-    for definition in (schema, *schema["$defs"].values()):
-        arms = definition["properties"].get("arms")
-        if arms is not None:
-            names = {"type": "array", "items": {"type": "string"}}
-            mapping = {
-                "type": "object",
-                "additionalProperties": {"anyOf": [{"type": "object"}, {"type": "null"}]},
-            }
-            kept = {k: v for k, v in arms.items() if k not in ("type", "additionalProperties")}
-            definition["properties"]["arms"] = kept | {"anyOf": [mapping, names]}
-    text = {"anyOf": [{"type": "string"}, {"type": "null"}]}
-    schema["properties"] |= {
-        "extends": text | {"description": "recipes laid below this one, always"},
-        "protocol": text | {"description": "recipes laid below this one if nothing else is"},
-    }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    if "name" not in merged.origin:
+        merged.tree["name"] = "+".join(_stem(part) for part in _split(spec))
+    return _validate(merged, spec), merged.origin
 
 
 # ------------------------------------------------------------------------------------------ layers
 
 
 def _split(spec: str) -> list[str]:
-    if Path(spec).is_file():
-        return [spec]
-    parts = [part.strip() for part in spec.split("+")]
+    """The parts of ``a+b``; a path may hold a plus itself."""
+    words = spec.split("+")
+    parts = []
+    while words:
+        ends = (n for n in range(len(words), 1, -1) if Path("+".join(words[:n])).is_file())
+        end = next(ends, 1)
+        parts.append("+".join(words[:end]).strip())
+        words = words[end:]
     if not all(parts):
         raise UsageError(f"an empty name in recipe {spec!r}", do="join names by +, as in a+b")
     return parts
 
 
 def _stem(part: str) -> str:
-    return Path(part).stem if part.endswith((".yaml", ".yml")) else part
+    return re.sub(r"\.ya?ml$", "", Path(part).name)
 
 
-def _expand(parts: Iterable[str], seen: list[str]) -> Iterator[Layer]:
+def _layers(spec: str) -> list[Layer]:
     """Layers in order; a layer is laid once.
 
     ``extends`` names what a layer's differences are relative to: it is laid first, always.
     ``protocol`` names what a size stands on when nothing else lies below it.
     """
-    for part in parts:
-        path = _find(part)
-        identity = str(path.resolve())
-        if identity in seen:
-            continue
+    layers: list[Layer] = []
+    laid: set[Path] = set()
+
+    def add(part: str, folder: Path, above: tuple[Path, ...], where: str) -> None:
+        path = _find(part, folder, where)
+        if path in above:
+            raise RecipeError([f"extends: {part} stands on itself"], where=where)
+        if path in laid:
+            return
         tree = _read(path, part)
-        below = {name: tree.pop(name, None) for name in ("protocol", "extends")}
-        for name, value in below.items():
+        complete = "extends" in tree and tree["extends"] is None
+        below = {key: tree.pop(key, None) for key in ("protocol", "extends")}
+        for key, value in below.items():
             if value is not None and not isinstance(value, str):
                 raise RecipeError(
-                    [f"{name}: should be a recipe's name, found {value!r}"], where=part
+                    [f"{key}: should be a recipe's name, found {value!r}"], where=part
                 )
-        alone = not seen
-        seen.append(identity)
-        if alone and below["protocol"]:
-            yield from _expand(_split(below["protocol"]), seen)
-        if below["extends"]:
-            yield from _expand(_split(below["extends"]), seen)
-        yield Layer(part, tree, _stem(part))
+            if value is not None and (key == "extends" or not layers):
+                for name in _split(value):
+                    add(name, path.parent, (*above, path), f"{part}, {key}")
+        layers.append(Layer(part, tree, complete))
+        laid.add(path)
+
+    for part in _split(spec):
+        if layers and (part == BASE or _find(part) in laid):
+            raise UsageError(
+                f"{part} lies below {layers[-1].label} already",
+                where=f"recipe {spec}",
+                do="name what lies below first, and once: a protocol, then a size",
+            )
+        add(part, Path(), (), f"recipe {spec}" if part != spec else "")
+    return layers
 
 
-def _find(part: str) -> Path:
+def _find(part: str, folder: Path = Path(), where: str = "") -> Path:
+    """The file of a shipped recipe's name, or of a path relative to a folder."""
     known = shipped_recipes()
     if part in known:
-        return known[part]
-    path = Path(part)
+        return known[part].resolve()
+    path = folder / part
     if path.is_file():
-        return path
+        return path.resolve()
     near = difflib.get_close_matches(part, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise UsageError(
         f"no recipe {part!r}",
+        where=where,
         do=f"{hint}shipped recipes: {', '.join(known)}; or give the path of a YAML file",
     )
 
@@ -157,12 +178,11 @@ def _read(path: Path, label: str) -> Tree:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise RecipeError([f"{place}{problem}"], where=label) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"can't read the recipe: {error}", where=label) from None
+        raise RecipeError([_yaml_problem(error)], where=label) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"not UTF-8 text: byte {error.start}", where=label) from None
+    except OSError as error:
+        raise UsageError(f"can't be read: {error.strerror}", where=label) from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -170,10 +190,22 @@ def _read(path: Path, label: str) -> Tree:
     return tree
 
 
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return f"not YAML: {error}".splitlines()[0]
+    if "'\\t'" in str(error.problem):
+        text = "a tab, where YAML wants spaces"
+    else:
+        text = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"line {error.problem_mark.line + 1}: {text}" if error.problem_mark else text
+
+
 def _set_layer(text: str) -> Layer:
     path, equals, value = text.partition("=")
-    if not equals or not path.strip():
+    if not equals or not all(part.strip() for part in path.split(".")):
         raise UsageError(f"--set {text!r} isn't key=value", do="as in --set pretrain.updates=100")
+    if path.strip() in ("extends", "protocol"):
+        raise UsageError(f"{path.strip()} is for recipe files", do="join recipes by +, as in a+b")
     try:
         parsed = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError:
@@ -185,32 +217,39 @@ def _set_layer(text: str) -> Layer:
     tree: Any = parsed
     for part in reversed(keys):
         tree = {part: tree}
-    return Layer(f"--set {text}", tree, "")
+    return Layer(f"--set {text}", tree)
 
 
 @dataclass
 class _Merge:
     """Layers laid over each other, and which layer each value came from."""
 
-    tree: Tree = field(default_factory=dict)
-    origin: dict[str, str] = field(default_factory=dict)
+    tree: Tree = field(default_factory=lambda: Recipe().model_dump())
+    origin: Origin = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.tree = Recipe().model_dump()
-
     def lay(self, layer: Layer) -> None:
+        if layer.complete:
+            for grid in GRIDS:
+                if isinstance(self.tree[grid], dict):
+                    self.tree[grid]["arms"] = {}
         self._lay(self.tree, layer.tree, "", layer.label)
 
     def _lay(self, under: Tree, over: Tree, prefix: str, label: str) -> None:
         for name, value in over.items():
             path = f"{prefix}{name}"
-            if path in ("pretrain.arms", "finetune.arms"):
-                under[name] = self._arms(under.get(name) or {}, value, path, label)
-            elif isinstance(value, dict) and isinstance(under.get(name, {}), dict):
+            below = under.get(name)
+            if not isinstance(name, str):
+                self._problem(path, f"a key is text, found {name!r}; put it in quotes", label)
+            elif "." in name:
+                nested = name.replace(".", ": {") + ": ..." + "}" * name.count(".")
+                self._problem(path, f"a dotted key is for arms; here write {nested}", label)
+            elif value is None and isinstance(below, dict):
+                self._problem(path, "empty; give it keys or leave it out", label)
+            elif path in ("pretrain.arms", "finetune.arms"):
+                under[name] = self._arms(below or {}, value, path, label)
+            elif isinstance(value, dict) and (below is None or isinstance(below, dict)):
                 self._lay(under.setdefault(name, {}), value, f"{path}.", label)
-            elif value is None and isinstance(under.get(name), dict):
-                continue  # an empty section says nothing
             else:
                 under[name] = value
                 self.origin[path] = label
@@ -218,31 +257,34 @@ class _Merge:
     def _arms(self, under: Tree, value: Any, path: str, label: str) -> Tree:
         """A mapping adds to the arms below (null removes one); a list selects among them."""
         if isinstance(value, list):
+            known = [name for name in value if isinstance(name, str) and name in under]
             for name in value:
-                if name not in under:
-                    hint = _nearest(str(name), under)
-                    self.problems.append(f"{path}: no arm {name!r}{hint} (from {label})")
-            return {name: under[name] for name in value if name in under}
+                if name not in known:
+                    self._problem(path, f"no arm {name!r}{nearest(str(name), under)}", label)
+            return {name: under[name] for name in known}
         if not isinstance(value, dict):
-            self.problems.append(
-                f"{path}: should be a mapping of arms or a list of their names, "
-                f"found {value!r} (from {label})"
-            )
+            text = f"should be a mapping of arms or a list of their names, found {shown(value)}"
+            self._problem(path, text, label)
             return under
         arms = dict(under)
         for name, overrides in value.items():
-            if overrides is None:
-                arms.pop(name, None)
+            where = f"{path}.{name}"
+            if not isinstance(name, str):
+                self._problem(where, f"a name is text, found {name!r}; put it in quotes", label)
+            elif overrides is None:
+                if arms.pop(name, None) is None:
+                    self._problem(where, f"no arm to remove{nearest(name, under)}", label)
             elif not isinstance(overrides, dict):
-                self.problems.append(
-                    f"{path}.{name}: should be a mapping of keys, found {overrides!r} "
-                    f"(from {label})"
-                )
+                text = f"should be a mapping of keys, found {shown(overrides)}"
+                self._problem(where, text, label)
             else:
                 flat = dict(_flatten(overrides))
-                arms[str(name)] = {**arms.get(name, {}), **flat}
-                self.origin |= {f"{path}.{name}.{inner}": label for inner in flat}
+                arms[name] = {**arms.get(name, {}), **flat}
+                self.origin |= {f"{where}.{inner}": label for inner in flat}
         return arms
+
+    def _problem(self, path: str, text: str, label: str) -> None:
+        self.problems.append(f"{path}: {text} (from {label})")
 
 
 def _flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -263,14 +305,18 @@ def _validate(merged: _Merge, spec: str) -> Recipe:
     for grid in GRIDS:
         if isinstance(tree[grid], dict):
             arms[grid], tree[grid]["arms"] = tree[grid]["arms"], {}
-    recipe = _parse(tree, Recipe, "", problems, merged.origin)
+    recipe = _parse(tree, problems, merged.origin)
     for grid, overrides in arms.items():
         checked = _check_arms(getattr(recipe, grid), grid, overrides, problems, merged.origin)
         section = getattr(recipe, grid).model_copy(update={"arms": checked})
         recipe = recipe.model_copy(update={grid: section})
         if not overrides and not any(p.startswith(f"{grid}.arms") for p in problems):
             problems.append(f"{grid}.arms: at least one arm is needed")
-    problems += combination_problems(recipe)
+    # where a value was left out for being wrong, combinations with its default say nothing
+    broken = {problem.split(".")[0] for problem in problems if ": unknown key" not in problem}
+    for problem in combination_problems(recipe):
+        if problem.split(".")[0] not in broken:
+            problems.append(problem + _from(problem.partition(": ")[0], merged.origin))
     if problems:
         raise RecipeError(
             list(dict.fromkeys(problems)), where=f"recipe {spec}", do="w2vrep schema lists all keys"
@@ -278,25 +324,31 @@ def _validate(merged: _Merge, spec: str) -> Recipe:
     return recipe
 
 
-def _parse(
-    tree: Tree, model: type[Recipe], prefix: str, problems: list[str], origin: dict[str, str]
-) -> Recipe:
-    """Validate; on errors report them all and go on with what is left, so that later checks run."""
-    for _ in range(20):
-        try:
-            return model.model_validate(tree)
-        except ValidationError as error:
-            for path, message in _messages(error, tree, model):
-                source = origin.get(path)
-                problems.append(
-                    f"{prefix}{path}: {message}" + (f" (from {source})" if source else "")
-                )
-                _remove(tree, path)
-    raise RecipeError(problems)
+def _from(path: str, origin: Origin) -> str:
+    """Which layer a key came from, or what holds it (a list, an arm's stage) or it holds."""
+    keys = path.split(".")
+    paths = [".".join(keys[:n]) for n in range(len(keys), 0, -1)]
+    if keys[1:2] == ["arms"] and len(keys) > 3:
+        paths.append(".".join([keys[0], *keys[3:]]))
+    paths += [inner for inner in origin if inner.startswith(f"{path}.")]
+    found = next((origin[path] for path in paths if path in origin), None)
+    return f" (from {found})" if found else ""
+
+
+def _parse(tree: Tree, problems: list[str], origin: Origin) -> Recipe:
+    """Validate; report all that is wrong and go on with the rest, so that later checks run."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        for keys, message in validation_messages(error, tree, Recipe):
+            path = ".".join(keys)
+            problems.append(f"{path}: {message}{_from(path, origin)}")
+            _remove(tree, keys)
+        return Recipe.model_validate(tree)
 
 
 def _check_arms(
-    section: Section, grid: str, arms: Tree, problems: list[str], origin: dict[str, str]
+    section: Section, grid: str, arms: Tree, problems: list[str], origin: Origin
 ) -> Tree:
     valid = [path for path in known_paths(type(section)) if not path.startswith("arms")]
     checked: Tree = {}
@@ -307,130 +359,25 @@ def _check_arms(
             continue
         good: Tree = {}
         for path, value in overrides.items():
-            source = origin.get(f"{where}.{path}")
-            suffix = f" (from {source})" if source else ""
+            source = _from(f"{where}.{path}", origin)
             if path not in valid:
-                hint = _nearest(path, valid)
-                problems.append(f"{where}.{path}: unknown key{hint}{suffix}")
+                problems.append(f"{where}.{path}: unknown key{nearest(path, valid)}{source}")
                 continue
             try:
                 section.with_overrides({path: value, "arms": {}})
                 good[path] = value
             except ValidationError as error:
-                for _, message in _messages(error, {path: value}, type(section)):
-                    problems.append(f"{where}.{path}: {message}{suffix}")
+                for _, message in validation_messages(error, {path: value}, type(section)):
+                    problems.append(f"{where}.{path}: {message}{source}")
         checked[arm] = good
     return checked
 
 
-def _messages(
-    error: ValidationError, tree: Tree, model: type[BaseModel]
-) -> Iterator[tuple[str, str]]:
-    """(dotted path, message) of each error; the branches of a union become one message."""
-    found: dict[str, list[str]] = {}
-    for item in error.errors():
-        keys = _real_path(item["loc"], tree)
-        path = ".".join(keys)
-        if item["type"] == "extra_forbidden":
-            siblings = _fields_at(model, keys[:-1])
-            hint = _nearest(keys[-1], siblings) or _moved(keys, model)
-            message = f"unknown key{hint}"
-        else:
-            message = item["msg"][:1].lower() + item["msg"][1:]
-            message = message.removeprefix("input ")
-            if not isinstance(item["input"], dict | list):
-                message += f", found {item['input']!r}"
-        found.setdefault(path, []).append(message)
-    for path, messages in found.items():
-        yield path, " or ".join(dict.fromkeys(messages))
-
-
-def _real_path(loc: tuple[int | str, ...], tree: Any) -> list[str]:
-    """The part of an error's location that exists in the input (union branches don't)."""
-    keys: list[str] = []
-    for part in loc:
-        try:
-            tree = tree[part]
-        except (KeyError, IndexError, TypeError):
-            break
-        keys.append(str(part))
-    return keys or [str(loc[0])]
-
-
-def _fields_at(model: type[BaseModel], keys: Sequence[str]) -> list[str]:
-    for name in keys:
-        info = model.model_fields.get(name)
-        if info is None or not (isinstance(info.annotation, type)):
-            return []
-        if not issubclass(info.annotation, BaseModel):
-            return []
-        model = info.annotation
-    return list(model.model_fields)
-
-
-def _moved(keys: Sequence[str], model: type[BaseModel]) -> str:
-    """A hint for a key that exists elsewhere, such as pretrain.learning_rate."""
-    paths = [path for path in known_paths(model) if path.split(".")[-1] == keys[-1]]
-    inside = [path for path in paths if path.startswith(keys[0] + ".")]
-    near = inside or paths
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def known_paths(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key of a section."""
-    paths = []
-    for name, info in model.model_fields.items():
-        paths.append(f"{prefix}{name}")
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            paths += known_paths(info.annotation, f"{prefix}{name}.")
-    return paths
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    names = list(names)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if not near:
-        last = name.split(".")[-1]
-        near = [path for path in names if path.split(".")[-1] == last][:1]
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _remove(tree: Tree, path: str) -> None:
-    *parents, last = path.split(".")
+def _remove(tree: Tree, keys: Sequence[str]) -> None:
+    """Take a key out; of a list with a bad item, the whole list."""
     inner: Any = tree
-    for part in parents:
-        if isinstance(inner, list):
-            break
-        inner = inner[part]
-    if isinstance(inner, list):  # an item of a list: the whole list goes
-        _remove(tree, ".".join(parents))
-    else:
-        inner.pop(last, None)
-
-
-# ---------------------------------------------------------------------------------------- dumping
-
-
-def _write(section: Section, depth: int, lines: list[str], sources: bool) -> None:
-    pad = "  " * depth
-    for name, info in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, Section):
-            lines.append(f"{pad}{name}:")
-            _write(value, depth + 1, lines, sources)
-        elif name == "arms":
-            lines.append(f"{pad}{name}:")
-            for arm, overrides in value.items():
-                lines.append(f"{pad}  {arm}: {_scalar(overrides)}")
-        else:
-            extra = info.json_schema_extra
-            source = extra.get("source") if isinstance(extra, dict) else None
-            default = info.get_default(call_default_factory=True)
-            changed = depth > 0 and value != default
-            note = "" if not sources or not source or depth == 0 or changed else f"  # {source}"
-            lines.append(f"{pad}{name}: {_scalar(value)}{note}")
-
-
-def _scalar(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+    for depth, name in enumerate(keys):
+        if depth == len(keys) - 1 or not isinstance(inner.get(name), dict):
+            inner.pop(name, None)
+            return
+        inner = inner[name]

@@ -9,6 +9,8 @@ fairseq base configuration), *hf* (transformers' defaults), *ours* (a choice of 
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 from typing import Annotated, Any, Literal, TypeVar
@@ -27,9 +29,9 @@ Natural = Annotated[int, Field(ge=0)]
 
 def key(default: Any, description: str, source: str) -> Any:
     """A recipe key with its description and the source of its default."""
-    factory = (lambda: default) if isinstance(default, list | dict | BaseModel) else None
     extra: JsonDict = {"source": source}
-    if factory is not None:
+    if isinstance(default, list | dict | BaseModel):
+        factory = functools.partial(copy.deepcopy, default)
         return Field(default_factory=factory, description=description, json_schema_extra=extra)
     return Field(default=default, description=description, json_schema_extra=extra)
 
@@ -37,7 +39,7 @@ def key(default: Any, description: str, source: str) -> Any:
 class Section(BaseModel):
     """A part of a recipe: unknown keys and wrong types are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def with_overrides(self: SectionT, overrides: dict[str, Any]) -> SectionT:
         """This section with dotted keys replaced, validated again.
@@ -70,15 +72,24 @@ class Synthetic(Section):
 class Data(Section):
     """Which speech."""
 
-    corpus: Literal["librispeech", "folder", "synthetic"] = key(
+    corpus: Literal["librispeech", "folder", "parquet", "synthetic"] = key(
         "librispeech", "where the speech comes from", "paper: LibriSpeech clean"
     )
     root: str | None = key(None, "folder of the corpus on this machine", "the user")
     train_parts: list[str] = key(
-        ["train-clean-100"], "LibriSpeech parts to train on", "as run, most likely; not recorded"
+        ["train-clean-100"],
+        "LibriSpeech parts to train on; corpus parquet: also folders, shards, patterns",
+        "as run, most likely; not recorded",
     )
-    valid_parts: list[str] = key(["dev-clean"], "LibriSpeech parts to validate on", "paper")
-    test_parts: list[str] = key([], "LibriSpeech parts held out", "ours")
+    valid_parts: list[str] = key(["dev-clean"], "the same, to validate on", "paper")
+    test_parts: list[str] = key([], "the same, held out", "ours")
+    download: bool = key(False, "librispeech: fetch parts that aren't in the root", "ours")
+    download_url: str = key(
+        "https://www.openslr.org/resources/12", "librispeech: where their archives are", "OpenSLR"
+    )
+    archives_sha256: dict[str, str] = key(
+        {}, "librispeech: SHA-256 by part, for archives other than OpenSLR's", "ours"
+    )
     transcripts: str | None = key(
         None, "folder corpus: CSV, TSV or JSONL of transcripts, in the root or a path", "the user"
     )
@@ -86,6 +97,9 @@ class Data(Section):
         0.1, "folder corpus without a split column: share of validation", "ours"
     )
     subset: Literal["10min", "1h", "10h", "all"] = key("10h", "training subset", "paper: 10 hours")
+    subset_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = key(
+        None, "required SHA-256 of the subset's list, data/subset_NAME.tsv", "ours"
+    )
     subset_seed: Natural = key(42, "seed of the permutation behind the subsets", "as run")
     vocabulary: Literal["corpus", "wav2vec2"] = key(
         "wav2vec2",
@@ -151,7 +165,7 @@ class Schedule(Section):
 
 
 class Masking(Section):
-    """Span masks over frames and, in fine-tuning, channels."""
+    """Span masks over frames."""
 
     probability: Fraction = key(0.65, "share of frames that begin a span, times length", "w2v2")
     length: Count = key(10, "frames a span", "w2v2")
@@ -159,6 +173,11 @@ class Masking(Section):
     spans_drawn: Literal["utterance", "batch"] = key(
         "utterance", "what the random part of the number of spans is drawn for", "w2v2"
     )
+
+
+class FinetuneMasking(Masking):
+    """Span masks over frames and channels."""
+
     channel_probability: Fraction = key(0.0, "the same for channels", "w2v2")
     channel_length: Count = key(64, "channels a span", "w2v2 base_10h")
 
@@ -223,9 +242,16 @@ class Validation(Section):
     """When and on what losses are measured."""
 
     every: Count | Literal["epoch"] = key("epoch", "updates between validations", "as run")
-    batch_size: Count = key(8, "utterances a batch; group-norm results depend on padding", "ours")
-    redraw: bool = key(False, "draw masks and negatives anew each time", "ours")
+    batch_size: Count = key(
+        8, "utterances a batch; results of group-norm pretraining depend on padding", "ours"
+    )
     max_utterances: Count | None = key(None, "validate on this many at most", "ours")
+
+
+class PretrainValidation(Validation):
+    """When and on what losses are measured, and with which masks."""
+
+    redraw: bool = key(False, "draw masks and negatives anew each time", "ours")
 
 
 class Stage(Section):
@@ -268,6 +294,7 @@ class Pretrain(Stage):
     crop_seconds: Positive | None = key(15.6, "crop longer utterances to this, s", "w2v2: 250000")
     crop: Literal["start", "random"] = key("random", "where the crop lies", "w2v2")
     extractor_gradient: NonNegative = key(1.0, "factor on the extractor's gradient", "hf")
+    validation: PretrainValidation = key(PretrainValidation(), "validation", "ours")
     contrastive: Contrastive = key(Contrastive(), "contrastive loss", "w2v2")
     diversity: Diversity = key(Diversity(), "diversity loss", "paper, eq. 1")
     icsl: Icsl = key(Icsl(), "inter-codebook similarity loss", "paper, eq. 2")
@@ -329,7 +356,16 @@ class Finetune(Stage):
     schedule: Schedule = key(
         Schedule(kind="tri_stage", warmup=0.2, hold=0.2, decay=0.6), "learning rate", "paper"
     )
-    masking: Masking = key(Masking(probability=0.0), "span masks", "as run in eval mode: none")
+    masking: FinetuneMasking = key(
+        FinetuneMasking(probability=0.0), "span masks", "as run in eval mode: none"
+    )
+    keep_features: Literal["no", "float32", "float16"] = key(
+        "float32",
+        "where the frozen encoder is deterministic (encoder_mode eval, lengths by utterance), its "
+        "features are computed once and kept on disk; an hour of speech takes 0.55 GB in float32 "
+        "at width 768",
+        "ours",
+    )
     head_dropout: Fraction = key(0.0, "dropout before the linear head", "ours")
     rvq: Rvq = key(Rvq(), "residual quantizer", "paper")
     arms: dict[str, dict[str, Any]] = key(
@@ -346,7 +382,7 @@ class Compute(Section):
     device: Literal["auto", "cpu", "cuda"] = key("auto", "device", "ours")
     precision: Literal["float32", "tf32", "bf16"] = key("float32", "arithmetic", "as run")
     threads: Count | None = key(None, "CPU threads; null: torch's choice", "ours")
-    compile: bool = key(False, "torch.compile the encoder", "ours")
+    compile: bool = key(False, "torch.compile the encoder's transformer blocks", "ours")
 
 
 class Recipe(Section):
@@ -384,7 +420,9 @@ class Recipe(Section):
 
     def prepare_settings(self) -> dict[str, Any]:
         """What decides a manifest."""
-        return self.data.model_dump(exclude={"jobs", "subset", "vocabulary"})
+        where = {"download", "download_url", "archives_sha256"}
+        later = {"jobs", "subset", "subset_sha256", "vocabulary"}
+        return self.data.model_dump(exclude=where | later)
 
 
 def settings_sha256(settings: dict[str, Any]) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from reproduce.errors import DataError
 from reproduce.recipe.schema import Finetune, Recipe, Stage
 from reproduce.records import WorkFolder
+from reproduce.stages.prepare import size_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def plan_lines(
@@ -23,14 +28,28 @@ def plan_lines(
     yield f"recipe    {recipe.name}"
     yield f"work      {work.root}"
     yield f"data      corpus {data.corpus}{where}, subset {data.subset}"
+    if "prepare" in stages:
+        yield f"  size    {size_line(recipe, work)}"
     for name in stages:
-        section = recipe.pretrain if name == "pretrain" else recipe.finetune
-        chosen = list(arms if arms is not None else section.arms)
+        if name == "prepare":
+            continue
+        planned = recipe.pretrain.arms if name == "pretrain" else recipe.finetune.arms
+        chosen = list(arms if arms is not None else planned)
+        section_of = recipe.pretrain_arm if name == "pretrain" else recipe.finetune_arm
         yield f"{name:9} {len(chosen)} arms x {len(seeds)} seeds = {len(chosen) * len(seeds)} runs"
         yield f"  arms    {', '.join(chosen)}"
         yield f"  seeds   {', '.join(map(str, seeds))}"
-        yield f"  updates {section.updates} of {_audio(recipe, work, section)}"
-        yield from _parameters(recipe, name, chosen)
+        updates: dict[str, list[str]] = {}
+        for arm in chosen:
+            updates.setdefault(_updates(recipe, work, section_of(arm)), []).append(arm)
+        for text, having in updates.items():
+            yield f"  updates {text}" + (f" ({', '.join(having)})" if len(updates) > 1 else "")
+        parameters = _pretrained if name == "pretrain" else _finetuned
+        yield from parameters(recipe, chosen)
+
+
+def _updates(recipe: Recipe, work: WorkFolder, section: Stage) -> str:
+    return f"{section.updates} of {_audio(recipe, work, section)}"
 
 
 def _audio(recipe: Recipe, work: WorkFolder, section: Stage) -> str:
@@ -66,11 +85,7 @@ def _mean_seconds(
     return float(seconds.mean()) if len(seconds) else None
 
 
-def _parameters(recipe: Recipe, stage: str, arms: Sequence[str]) -> Iterator[str]:
-    if stage == "finetune":
-        section: Finetune = recipe.finetune
-        yield f"  encoder {section.encoder}, trained: {section.train}"
-        return
+def _pretrained(recipe: Recipe, arms: Sequence[str]) -> Iterator[str]:
     import torch
 
     from reproduce.stages.pretrain import build_model
@@ -78,5 +93,29 @@ def _parameters(recipe: Recipe, stage: str, arms: Sequence[str]) -> Iterator[str
     for arm in arms:
         with torch.device("meta"):
             model = build_model(recipe.model, recipe.pretrain_arm(arm), 0)
-        count = sum(parameter.numel() for parameter in model.parameters())
-        yield f"  {arm:16} {count / 1e6:.2f} M parameters"
+        yield f"  {arm:16} {_count(model.parameters())}"
+
+
+def _finetuned(recipe: Recipe, arms: Sequence[str]) -> Iterator[str]:
+    """Encoders as far as the recipe knows them, and each arm's codebooks."""
+    for arm in arms:
+        section = recipe.finetune_arm(arm)
+        rvq = section.rvq
+        codes = f", {rvq.levels} x {rvq.codes} codes" if rvq.levels else ""
+        yield f"  {arm:16} {_encoder(recipe, section)}, trained: {section.train}{codes}"
+
+
+def _encoder(recipe: Recipe, section: Finetune) -> str:
+    if section.encoder.partition("/")[0] not in recipe.pretrain.arms:
+        return f"encoder {section.encoder}"
+    import torch
+
+    from reproduce.model.encoder import Encoder, EncoderConfig
+
+    with torch.device("meta"):
+        encoder = Encoder(EncoderConfig(**recipe.model.model_dump()))
+    return f"encoder {section.encoder} of {_count(encoder.parameters())}"
+
+
+def _count(parameters: Iterable[Tensor]) -> str:
+    return f"{sum(parameter.numel() for parameter in parameters) / 1e6:.2f} M parameters"
