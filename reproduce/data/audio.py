@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +35,12 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class Decoded:
-    """Decoded audio: samples float32 [T] or [T, C], rate in Hz, SHA-256 of the source's bytes."""
+    """Decoded audio: samples [T] or [T, C], rate in Hz, SHA-256 of the source's bytes.
 
-    samples: Float32
+    Samples are float32 in -1..1 (float formats may exceed it), or int16 of a 16-bit source.
+    """
+
+    samples: Float32 | Int16
     rate: int
     sha256: str
 
@@ -57,11 +59,11 @@ class Packed:
     clipped: int
 
 
-def decode(data: bytes) -> tuple[Float32, int]:
+def decode(data: bytes) -> tuple[Float32 | Int16, int]:
     """Decode a whole audio file held in memory, whatever its name says.
 
     Returns:
-        samples float32 [T] or [T, C] in -1..1 (float formats may exceed it), and the rate in Hz.
+        samples as `Decoded` has them, and the rate in Hz.
 
     Raises:
         AudioError: empty, not audio, truncated, or too large.
@@ -69,16 +71,19 @@ def decode(data: bytes) -> tuple[Float32, int]:
     if not data:
         raise AudioError("empty file")
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with soundfile.SoundFile(_Memory(data)) as file:
             rate, channels, frames = file.samplerate, file.channels, file.frames
             if not MIN_RATE <= rate <= MAX_RATE:
                 raise AudioError(f"sample rate {rate} Hz is outside {MIN_RATE} to {MAX_RATE} Hz")
+            if frames >= 2**62:  # libsndfile's way to say that it can't tell
+                raise AudioError("its header doesn't say how long it is; encode it again")
             if frames * channels > MAX_VALUES:
                 raise AudioError(
                     f"too large: {frames} samples x {channels} channels declared, the limit is "
                     f"{MAX_VALUES} in all; cut it into utterances"
                 )
-            samples: Float32 = file.read(dtype="float32")
+            exact = file.subtype == "PCM_16"
+            samples: Float32 | Int16 = file.read(dtype="int16" if exact else "float32")
     except soundfile.SoundFileError as error:
         reason = getattr(error, "error_string", "") or str(error)
         raise AudioError(f"can't be decoded: {reason.strip().rstrip('.')}") from None
@@ -87,6 +92,29 @@ def decode(data: bytes) -> tuple[Float32, int]:
     if _cut_short(data):
         raise AudioError("truncated: the file ends before its container says it does")
     return samples, rate
+
+
+class _Memory(io.BytesIO):
+    """Bytes to libsndfile, which a damaged header can send to a place before the beginning."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()  # libsndfile looks where it is
+
+
+def duration(file: Path | bytes) -> float:
+    """Seconds of a file, or of its bytes, by the header alone.
+
+    Raises:
+        AudioError: it can't be read.
+    """
+    try:
+        info = soundfile.info(_Memory(file) if isinstance(file, bytes) else file)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise AudioError(f"can't be decoded: {error}") from None
+    return float(info.frames / info.samplerate)
 
 
 def _cut_short(data: bytes) -> bool:
@@ -112,21 +140,29 @@ def pack(decoded: Decoded) -> Packed:
     Raises:
         AudioError: no samples, samples that aren't finite, or silence.
     """
-    samples, channels = decoded.samples, 1
-    if samples.ndim == 2:
-        channels = samples.shape[1]
-        samples = samples.mean(axis=1, dtype=np.float32)
-    if not len(samples):
+    if not len(decoded.samples):
         raise AudioError("no samples")
+    channels = 1 if decoded.samples.ndim == 1 else decoded.samples.shape[1]
+    if decoded.samples.dtype == np.int16 and channels == 1 and decoded.rate == SAMPLE_RATE:
+        pcm, clipped = decoded.samples.astype("<i2", copy=False), 0
+    else:
+        pcm, clipped = _converted(decoded, channels)
+    if pcm.min() == pcm.max():
+        raise AudioError("silent: every sample is the same")
+    return Packed(pcm, decoded.sha256, decoded.rate, channels, clipped)
+
+
+def _converted(decoded: Decoded, channels: int) -> tuple[Int16, int]:
+    raw = decoded.samples
+    samples = to_float(raw) if raw.dtype == np.int16 else raw.astype(np.float32, copy=False)
+    if samples.ndim == 2:
+        samples = samples.reshape(-1) if channels == 1 else samples.mean(axis=1, dtype=np.float32)
     low, high = samples.min(), samples.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = np.flatnonzero(~np.isfinite(samples))
         first = bad[0] / decoded.rate
         raise AudioError(f"{len(bad)} samples are NaN or infinite, the first at {first:.3f} s")
-    pcm, clipped = to_int16(resample(samples, decoded.rate))
-    if pcm.min() == pcm.max():
-        raise AudioError("silent: every sample is the same")
-    return Packed(pcm, decoded.sha256, decoded.rate, channels, clipped)
+    return to_int16(resample(samples, decoded.rate))
 
 
 def resample(samples: Float32, rate: int) -> Float32:
@@ -169,7 +205,7 @@ def to_int16(samples: Float32) -> tuple[Int16, int]:
     return scaled.astype("<i2"), clipped
 
 
-def to_float(pcm: Int16) -> Float32:
+def to_float(pcm: Float32 | Int16) -> Float32:
     """int16 [T] to float32 [T] in -1..1."""
     return pcm.astype(np.float32) / np.float32(32768)
 
@@ -185,41 +221,37 @@ def normalize(samples: Float32) -> Float32:
 
 
 class PackedAudio:
-    """Random access to ``audio.pcm`` (mono int16, 16 kHz) through a memory map.
+    """Random access to ``audio.pcm`` (mono int16, 16 kHz).
 
-    Picklable: each process maps the file for itself.
+    Slices are read, not mapped: random access through a memory map faults page by page once the
+    file is large (ten times slower at 100 h than at 1 h), and its pages count as the process's own.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._map: Int16 | None = None
 
     def __len__(self) -> int:
         """Samples in the file."""
         return self.path.stat().st_size // BYTES_PER_SAMPLE
 
     def slice(self, offset: int, samples: int) -> Int16:
-        """int16 [samples] from `offset` on: a read-only view, nothing is copied.
+        """int16 [samples] from `offset` on.
 
         Raises:
             DataError: the file is missing, or ends before the slice does.
         """
-        if self._map is None:
-            try:
-                self._map = np.memmap(self.path, dtype="<i2", mode="r")
-            except (OSError, ValueError) as error:
-                raise DataError(
-                    f"packed audio can't be read: {error}",
-                    where=str(self.path),
-                    do="prepare it again with `w2vrep prepare`",
-                ) from None
-        if offset < 0 or samples < 0 or offset + samples > len(self._map):
+        try:
+            size = len(self)
+            if 0 <= offset <= offset + samples <= size:
+                return np.fromfile(self.path, "<i2", samples, offset=offset * BYTES_PER_SAMPLE)
+        except OSError as error:
             raise DataError(
-                f"samples {offset} to {offset + samples} asked for, the file has {len(self._map)}",
+                f"packed audio can't be read: {error}",
                 where=str(self.path),
-                do="it doesn't belong to this manifest: prepare it again with `w2vrep prepare`",
-            )
-        return self._map[offset : offset + samples]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_map": None}
+                do="prepare it again with `w2vrep prepare`",
+            ) from None
+        raise DataError(
+            f"samples {offset} to {offset + samples} asked for, the file has {size}",
+            where=str(self.path),
+            do="it doesn't belong to this manifest: prepare it again with `w2vrep prepare`",
+        )

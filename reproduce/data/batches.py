@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from reproduce.data.audio import SAMPLE_RATE, PackedAudio, normalize, to_float
+from reproduce.data.features import FeatureFile
 from reproduce.errors import DataError
 from reproduce.position import generator
 
@@ -70,8 +71,10 @@ class Plan:
 
     def ends_epoch(self, update: int) -> bool:
         """Whether an epoch ends with or within this update (the first is 1)."""
-        per_epoch = self.updates_per_epoch
-        return math.floor(update / per_epoch) > math.floor((update - 1) / per_epoch)
+        if self.epoch_end == "short":
+            return update % int(self.updates_per_epoch) == 0
+        size = self.batch_size * self.accumulation
+        return update * size // self.utterances > (update - 1) * size // self.utterances
 
     def update_in_epoch(self, update: int) -> int:
         """1 for the first update of an epoch; with ``carry``, the update itself."""
@@ -111,17 +114,26 @@ class Batch:
         waveform: float32 [B, T], each utterance normalized, zeros behind it.
         lengths: int64 [B], samples.
         ids, texts: B each.
+        features: [B, F, D] of a frozen encoder, where they were kept; ``waveform`` is then empty.
     """
 
     waveform: torch.Tensor
     lengths: torch.Tensor
     ids: list[str]
     texts: list[str]
+    features: torch.Tensor | None = None
 
     @property
     def seconds(self) -> float:
         """Seconds of audio, without padding."""
         return float(self.lengths.sum()) / SAMPLE_RATE
+
+    def pinned(self, device: torch.device) -> Batch:
+        """Itself, in memory that a CUDA device copies from while it computes."""
+        if device.type != "cuda":
+            return self
+        features = None if self.features is None else self.features.pin_memory()
+        return replace(self, waveform=self.waveform.pin_memory(), features=features)
 
 
 class Speech:
@@ -133,9 +145,14 @@ class Speech:
         crop_seconds: longer utterances are cropped to this; None: never.
         crop: where a crop lies: at the ``start``, or at ``random`` by position.
 
+    Attributes:
+        features: if set, batches are cut from them and no audio is read.
+
     Raises:
         DataError: no row is left.
     """
+
+    features: FeatureFile | None = None
 
     def __init__(
         self,
@@ -175,6 +192,18 @@ class Speech:
     def collate(self, positions: Sequence[int], rng: np.random.Generator | None = None) -> Batch:
         """Cut, crop, normalize and pad. ``rng`` places random crops; without it they begin at 0."""
         lengths = self.lengths(positions)
+        kept = self.features
+        return Batch(
+            torch.empty(len(lengths), 0) if kept else self._waveform(positions, lengths, rng),
+            torch.tensor(lengths, dtype=torch.int64),
+            [self.ids[i] for i in positions],
+            [self.texts[i] for i in positions],
+            kept.collate(positions) if kept else None,
+        )
+
+    def _waveform(
+        self, positions: Sequence[int], lengths: Sequence[int], rng: np.random.Generator | None
+    ) -> torch.Tensor:
         waveform = np.zeros((len(positions), max(lengths)), np.float32)
         for row, (i, length) in enumerate(zip(positions, lengths, strict=True)):
             spare = int(self.samples[i]) - length
@@ -183,12 +212,7 @@ class Speech:
                 shift = int(rng.integers(spare + 1))
             pcm = self.audio.slice(int(self.offsets[i]) + shift, length)
             waveform[row, :length] = normalize(to_float(pcm))
-        return Batch(
-            torch.from_numpy(waveform),
-            torch.tensor(lengths, dtype=torch.int64),
-            [self.ids[i] for i in positions],
-            [self.texts[i] for i in positions],
-        )
+        return torch.from_numpy(waveform)
 
 
 def prefetch(

@@ -15,16 +15,23 @@ import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reproduce.data.audio import BYTES_PER_SAMPLE, SAMPLE_RATE, PackedAudio
 from reproduce.data.corpora import SPLITS, Item, Rejected
 from reproduce.data.packing import Entry, Journal, listing_sha256, pack_into
-from reproduce.data.subsets import STUDY_SEED, nested_subsets, subsets_within
+from reproduce.data.subsets import (
+    STUDY_SEED,
+    SubsetLists,
+    list_name,
+    nested_subsets,
+    subsets_within,
+)
 from reproduce.data.summary import Summary, Tally
 from reproduce.errors import DataError
-from reproduce.records import MANIFEST_COLUMNS, WorkFolder
+from reproduce.records import MANIFEST_COLUMNS, SUBSETS, WorkFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,11 +51,13 @@ def write_manifest(
     jobs: int = 0,
     progress: bool = False,
 ) -> Summary:
-    """Write ``manifest.csv``, ``audio.pcm`` and ``summary.json``, whole or not at all.
+    """Write ``manifest.csv``, ``audio.pcm``, the lists of the subsets and ``summary.json``, whole
+    or not at all.
 
     Does nothing where they are there already, made from the same listing (same ids, texts, paths,
-    file sizes and times) with the same subset seed; makes them anew where anything differs.
-    Interrupted and called again, it goes on where it was. One process at a time: others wait.
+    file sizes and times) with the same subset seed; makes them anew where anything differs
+    (`Summary.outcome` tells). Interrupted and called again, it goes on where it was. One process
+    at a time: others wait.
 
     Args:
         utterances: in corpus order; iterated more than once, so give what `read_corpus` returns
@@ -58,7 +67,7 @@ def write_manifest(
         options: recorded in the summary.
         subset_seed: of the nested subsets.
         jobs: decoding processes; 0 takes one a core.
-        progress: show a progress bar.
+        progress: show a progress bar, if somebody looks on.
 
     Raises:
         DataError: the corpus can't be listed or holds no good utterance, or the disk is full.
@@ -76,21 +85,45 @@ def write_manifest(
             journal.close()
         if not journal.samples:
             raise _nothing_good(journal, corpus)
-        tally = _write_rows(journal, partial.manifest, corpus, subset_seed)
+        tally, subsets = _write_rows(journal, partial.data, corpus, subset_seed)
+        before = (folder / "summary.json").exists()
         summary = tally.summary(
             corpus=corpus,
             options=options or {},
             subset_seed=subset_seed,
             listing_sha256=listing,
             manifest_sha256=_sha256(partial.manifest),
+            audio_sha256=_sha256(partial.audio),
             samples=journal.samples,
+            subsets=subsets,
         )
         (folder / "summary.json").unlink(missing_ok=True)
-        os.replace(partial.audio, folder / "audio.pcm")
-        os.replace(partial.manifest, folder / "manifest.csv")
+        for name in ("audio.pcm", "manifest.csv", *map(list_name, SUBSETS)):
+            os.replace(partial.data / name, folder / name)
         summary.write(folder / "summary.json")
         shutil.rmtree(partial.root)
-        return summary
+        return replace(summary, outcome="made anew" if before else "made")
+
+
+def kept_without_corpus(
+    folder: Path, options: Mapping[str, Any], subset_seed: int
+) -> Summary | None:
+    """What is prepared, for when its corpus is gone: only if it was made with the same options and
+    every byte of it is as it was written; None otherwise.
+
+    Options that are None now aren't compared: they say where the corpus lies.
+    """
+    try:
+        summary = Summary.read(folder / "summary.json")
+        _verify(folder, summary)
+    except DataError:
+        return None
+    wanted = {name: value for name, value in options.items() if value is not None}
+    stored = {name: summary.options.get(name) for name in wanted}
+    if stored != wanted or summary.subset_seed != subset_seed:
+        return None
+    whole = summary.audio_sha256 == _sha256(folder / "audio.pcm")
+    return summary if whole else None
 
 
 @contextmanager
@@ -167,23 +200,31 @@ def _nothing_good(journal: Journal, corpus: str) -> DataError:
     )
 
 
-def _write_rows(journal: Journal, path: Path, corpus: str, subset_seed: int) -> Tally:
-    """Write ``manifest.csv`` from the journal, with the subsets of the training rows."""
+def _write_rows(
+    journal: Journal, folder: Path, corpus: str, subset_seed: int
+) -> tuple[Tally, dict[str, dict[str, Any]]]:
+    """Write ``manifest.csv`` and the lists of the subsets from the journal."""
     train = array("d")
     for entry in journal:
         if isinstance(entry, Entry) and entry.split == "train":
             train.append(entry.samples / SAMPLE_RATE)
     labels = iter(nested_subsets(train, subset_seed))
     tally = Tally()
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with (
+        open(folder / "manifest.csv", "w", encoding="utf-8", newline="") as file,
+        SubsetLists(folder) as lists,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(MANIFEST_COLUMNS)
         for entry in journal:
             if isinstance(entry, Rejected):
                 tally.reject(entry)
                 continue
-            subset = next(labels) if entry.split == "train" else "all"
-            tally.add(entry, subset)
+            subset = "all"
+            if entry.split == "train":
+                subset = next(labels)
+                lists.add(subset, entry.id, entry.sha256, entry.text, entry.samples)
+            tally.add(entry)
             writer.writerow(
                 (
                     entry.id, corpus, entry.split, subset, entry.speaker,
@@ -193,7 +234,7 @@ def _write_rows(journal: Journal, path: Path, corpus: str, subset_seed: int) -> 
             )  # fmt: skip
         file.flush()
         os.fsync(file.fileno())
-    return tally
+    return tally, lists.summary()
 
 
 class Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from array import array
 from collections import Counter
@@ -14,10 +13,11 @@ from typing import Any
 
 from reproduce.data.audio import SAMPLE_RATE
 from reproduce.data.corpora import SPLITS, Rejected
+from reproduce.data.corpora.archives import PUBLISHED
 from reproduce.data.packing import Entry
-from reproduce.data.subsets import subsets_within
+from reproduce.data.subsets import list_name
 from reproduce.errors import DataError
-from reproduce.records import SUBSETS, write_text
+from reproduce.records import write_text
 
 NAMED = 20
 """At most so many speakers or ids are named in one warning."""
@@ -36,12 +36,15 @@ class Summary:
         samples: in ``audio.pcm``.
         utterances, hours, speakers: by split; speakers by name.
         lengths: by split: ``shortest``, ``median``, ``longest`` utterance in seconds.
-        subsets: by nested training subset: ``utterances``, ``hours``, and ``sha256`` over the lines
-            "id, tab, sha256 of the source, tab, text" in corpus order.
+        subsets: by nested training subset: ``utterances``, ``hours``, and ``sha256`` of its list
+            (`reproduce.data.subsets.SubsetLists`).
         conversions: how many utterances were ``resampled``, ``mixed_down``, ``clipped`` (amplitudes
             outside -1..1).
         rejected: ``source``, ``id`` and ``reason`` of everything that was left out.
         warnings: sentences.
+        audio_sha256: hash of ``audio.pcm``.
+        outcome: what the call that returned this did: ``made``, ``made anew`` (other data was there
+            before) or ``there already``; not stored.
     """
 
     corpus: str
@@ -58,6 +61,8 @@ class Summary:
     conversions: dict[str, int]
     rejected: list[dict[str, str | None]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    audio_sha256: str = ""
+    outcome: str = field(default="there already", compare=False)
 
     def reasons(self) -> dict[str, int]:
         """Reasons for rejection, without their details, most frequent first."""
@@ -66,7 +71,8 @@ class Summary:
 
     def write(self, path: Path) -> None:
         """Write whole or not at all."""
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False, default=str)
+        stored = {name: value for name, value in asdict(self).items() if name != "outcome"}
+        text = json.dumps(stored, indent=1, ensure_ascii=False, default=str)
         write_text(path, text + "\n")
 
     @classmethod
@@ -79,11 +85,27 @@ class Summary:
         do = f"run `w2vrep prepare RECIPE --work {path.parent.parent}`"
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{k: v for k, v in raw.items() if k in cls.__dataclass_fields__})
+            known = cls.__dataclass_fields__.keys() - {"outcome"}
+            return cls(**{k: v for k, v in raw.items() if k in known})
         except FileNotFoundError:
             raise DataError("nothing is prepared here", where=str(path), do=do) from None
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise DataError(f"not a summary: {error}", where=str(path), do=do) from None
+
+    def require_subset(self, subset: str, sha256: str | None) -> None:
+        """Check that a training subset is the one that a recipe asks for.
+
+        Raises:
+            DataError: its list has another hash.
+        """
+        found = self.subsets[subset]["sha256"]
+        if sha256 is not None and found != sha256:
+            raise DataError(
+                f"data.subset_sha256 asks for {sha256}, subset {subset} of this corpus has {found}",
+                where=list_name(subset),
+                do="it has other utterances, or in another order: compare that file with the list "
+                "the hash was taken of, or leave data.subset_sha256 out",
+            )
 
 
 class Tally:
@@ -92,17 +114,17 @@ class Tally:
     def __init__(self) -> None:
         self._seconds = {split: array("d") for split in SPLITS}
         self._speakers: dict[str, set[str]] = {split: set() for split in SPLITS}
-        self._subsets = {name: hashlib.sha256() for name in SUBSETS}
-        self._counts = {name: [0, 0] for name in SUBSETS}
+        self._folders: Counter[str] = Counter()
         self._conversions = Counter({"resampled": 0, "mixed_down": 0, "clipped": 0})
         self._clipped: list[str] = []
         self._characters: dict[str, set[str]] = {split: set() for split in SPLITS}
         self._users: dict[tuple[str, str], list[str]] = {}
         self._rejected: list[dict[str, str | None]] = []
 
-    def add(self, entry: Entry, subset: str) -> None:
+    def add(self, entry: Entry) -> None:
         """Count a row of the manifest."""
         split = entry.split
+        self._folders[entry.source.partition("/")[0]] += 1
         self._seconds[split].append(entry.samples / SAMPLE_RATE)
         if entry.speaker:
             self._speakers[split].add(entry.speaker)
@@ -113,14 +135,7 @@ class Tally:
             self._clipped.append(entry.id)
         new = set(entry.text) - self._characters["train"] - {" "}
         self._characters[split] |= new
-        if split == "train":
-            for name in SUBSETS:
-                if subset in subsets_within(name):
-                    line = f"{entry.id}\t{entry.sha256}\t{entry.text}\n"
-                    self._subsets[name].update(line.encode())
-                    self._counts[name][0] += 1
-                    self._counts[name][1] += entry.samples
-        else:
+        if split != "train":
             for character in new:
                 users = self._users.setdefault((split, character), [])
                 if len(users) < NAMED:
@@ -128,6 +143,8 @@ class Tally:
 
     def reject(self, item: Rejected) -> None:
         """Count something left out."""
+        if item.id is not None:
+            self._folders[item.source.partition("/")[0]] += 1
         self._rejected.append(asdict(item))
 
     def summary(
@@ -138,7 +155,9 @@ class Tally:
         subset_seed: int,
         listing_sha256: str,
         manifest_sha256: str,
+        audio_sha256: str,
         samples: int,
+        subsets: dict[str, dict[str, Any]],
     ) -> Summary:
         """What was gathered."""
         seconds = {split: values for split, values in self._seconds.items() if values}
@@ -156,20 +175,18 @@ class Tally:
                 split: {"shortest": min(v), "median": round(median(v), 3), "longest": max(v)}
                 for split, v in seconds.items()
             },
-            subsets={
-                name: {
-                    "utterances": count,
-                    "hours": round(samples / SAMPLE_RATE / 3600, 6),
-                    "sha256": self._subsets[name].hexdigest(),
-                }
-                for name, (count, samples) in self._counts.items()
-            },
+            subsets=subsets,
             conversions=dict(self._conversions),
             rejected=self._rejected,
-            warnings=list(self._warnings()),
+            warnings=list(self._warnings(corpus)),
+            audio_sha256=audio_sha256,
         )
 
-    def _warnings(self) -> Iterable[str]:
+    def _warnings(self, corpus: str) -> Iterable[str]:
+        if corpus == "librispeech":
+            for part, published in PUBLISHED.items():
+                if (here := self._folders[part]) not in (0, published.utterances):
+                    yield f"{part} has {here} utterances here, {published.utterances} as published"
         for split in ("train", "valid"):
             if not self._seconds[split]:
                 yield f"there is no {split} utterance"

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reproduce.data.corpora import Corpus, read_corpus
-from reproduce.data.manifest import write_manifest
+from reproduce.data.audio import BYTES_PER_SAMPLE
+from reproduce.data.corpora import Corpus, provide_corpus, read_corpus
+from reproduce.data.disk import free_bytes, require_space, size
+from reproduce.data.estimate import estimate
+from reproduce.data.figure import FIGURE, draw_corpus
+from reproduce.data.manifest import kept_without_corpus, write_manifest
 from reproduce.data.summary import Summary
-from reproduce.errors import UsageError
-from reproduce.recipe.load import as_yaml
+from reproduce.errors import DataError, MissingCorpusError, UsageError
+from reproduce.recipe.dump import as_yaml
 from reproduce.recipe.schema import Recipe
 from reproduce.records import WorkFolder, write_text
 
 
-def corpus_of(recipe: Recipe) -> Corpus:
-    """The recipe's corpus with its options; nothing is read yet."""
+def corpus_options(recipe: Recipe) -> dict[str, Any]:
+    """What corpora may want to know; each takes what it needs."""
     data = recipe.data
     options: dict[str, Any] = {
         "root": Path(data.root) if data.root is not None else None,
@@ -24,39 +29,99 @@ def corpus_of(recipe: Recipe) -> Corpus:
         "test_parts": data.test_parts,
         "transcripts": Path(data.transcripts) if data.transcripts is not None else None,
         "valid_fraction": data.valid_fraction,
+        "download": data.download,
+        "download_url": data.download_url,
+        "archives_sha256": data.archives_sha256,
     }
     if data.corpus == "synthetic":
         options["synthetic"] = data.synthetic.model_dump()
-    elif data.root is None:
-        raise UsageError(
-            f"corpus {data.corpus} needs a folder",
-            where="data.root",
-            do=f"give --set data.root=/path/to/{data.corpus}",
-        )
-    return read_corpus(data.corpus, **options)
+    return options
 
 
 def prepare(recipe: Recipe, work: WorkFolder) -> Summary:
     """Make ``data/`` of a work folder; does nothing where it is there already.
 
+    Where the corpus is gone, what was prepared from it with the same options is kept, with a
+    warning, after every byte of it is checked.
+
     Raises:
-        DataError: the corpus can't be read or holds no good utterance.
+        DataError: the corpus can't be read or holds no good utterance, there is no room for it, or
+            its training subset isn't the one that the recipe requires.
     """
-    corpus = corpus_of(recipe)
+    data = recipe.data
+    options = corpus_options(recipe)
+    corpus = read_corpus(data.corpus, **options)
     save_recipe(recipe, work)
-    options = recipe.prepare_settings()
+    settings = recipe.prepare_settings()
     for path in ("root", "transcripts"):  # where things lie on this machine is nobody's business
-        if options[path] is not None:
-            options[path] = Path(options[path]).name
-    return write_manifest(
-        corpus,
-        work.data,
-        corpus=recipe.data.corpus,
-        options=options,
-        subset_seed=recipe.data.subset_seed,
-        jobs=recipe.data.jobs,
-        progress=True,
-    )
+        if settings[path] is not None:
+            settings[path] = Path(settings[path]).name
+
+    def write() -> Summary:
+        _require_room(corpus, options, work)
+        return write_manifest(
+            corpus,
+            work.data,
+            corpus=data.corpus,
+            options=settings,
+            subset_seed=data.subset_seed,
+            jobs=data.jobs,
+            progress=True,
+        )
+
+    try:
+        summary = write()
+    except MissingCorpusError as error:
+        kept = kept_without_corpus(work.data, settings, data.subset_seed)
+        if kept is not None:
+            warning = (
+                f"{error.where}: {error.found}; going on with what was prepared from it before, "
+                "whole and with the same options; whether the corpus has changed can't be told"
+            )
+            summary = replace(kept, warnings=[warning, *kept.warnings])
+        elif provide_corpus(data.corpus, **options):
+            summary = write()
+        elif data.root is None:
+            raise UsageError(
+                f"corpus {data.corpus} needs a folder",
+                where="data.root",
+                do=f"give --set data.root=/path/to/{data.corpus}",
+            ) from None
+        elif work.summary.exists():
+            do = f"{error.do}; {work.data} can't stand in: made with other options, or not whole"
+            raise MissingCorpusError(error.found, where=error.where, do=do) from None
+        else:
+            raise
+    summary.require_subset(data.subset, data.subset_sha256)
+    if summary.outcome != "there already" or not (work.data / FIGURE).exists():
+        draw_corpus(work.data)
+    return summary
+
+
+def _require_room(corpus: Corpus, options: dict[str, Any], work: WorkFolder) -> None:
+    """Before anything is decoded; what an interrupted call has packed needs no more room."""
+    if work.summary.exists():
+        return
+    packed = work.data / ".partial" / "data" / "audio.pcm"
+    there = packed.stat().st_size if packed.exists() else 0
+    needed = 0.9 * estimate(corpus, options).bytes - there  # it is an estimate
+    require_space(work.data, round(needed), "packed audio")
+
+
+def size_line(recipe: Recipe, work: WorkFolder) -> str:
+    """How large ``data/`` is or will be."""
+    free = f"{size(free_bytes(work.root))} free"
+    try:
+        if work.summary.exists():
+            summary = Summary.read(work.summary)
+            hours = sum(summary.hours.values())
+            return f"{hours:.2f} h prepared, {size(summary.samples * BYTES_PER_SAMPLE)} of audio"
+        options = corpus_options(recipe)
+        about = estimate(read_corpus(recipe.data.corpus, **options), options)
+    except DataError as error:
+        return f"not known, {error.where}: {error.found}"
+    count = f" in {about.utterances} utterances" if about.utterances is not None else ""
+    return f"about {about.hours:.2f} h{count}: data/ will take {size(about.bytes)}, {free}"
 
 
 def save_recipe(recipe: Recipe, work: WorkFolder) -> None:
@@ -74,18 +139,31 @@ def save_recipe(recipe: Recipe, work: WorkFolder) -> None:
 
 
 def summary_lines(summary: Summary) -> list[str]:
-    """What a user wants to know after preparing."""
-    lines = []
+    """What a user wants to know after preparing: a small table, and what to be wary of."""
+    lines = [
+        {
+            "made": "prepared:",
+            "made anew": "prepared anew, for the corpus or the data options changed:",
+        }.get(summary.outcome, "prepared already, nothing to do:"),
+        "             utterances     hours  speakers  shortest    median   longest",
+    ]
     for split, hours in summary.hours.items():
-        count = summary.utterances[split]
-        if not count:
-            continue
-        speakers = len(summary.speakers[split])
-        lines.append(f"{split}: {count} utterances, {hours:.2f} h, {speakers} speakers")
+        if count := summary.utterances[split]:
+            lengths = summary.lengths[split]
+            seconds = "".join(
+                f"{lengths[name]:8.2f} s" for name in ("shortest", "median", "longest")
+            )
+            speakers = len(summary.speakers[split])
+            lines.append(f"{split:12} {count:10} {hours:9.2f} {speakers:9}{seconds}")
+    for name, subset in summary.subsets.items():
+        if subset["utterances"] and name != "all":
+            lines.append(
+                f"train, {name:5} {subset['utterances']:10} {subset['hours']:9.2f}"
+                f"  sha256 {subset['sha256']}"
+            )
+        if subset["utterances"] == summary.utterances["train"]:
+            break  # the larger ones are the same
     lines += [f"warning: {text}" for text in summary.warnings]
-    if summary.rejected:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in summary.reasons().items())
-        lines.append(
-            f"rejected: {len(summary.rejected)} ({reasons}); each is named in data/summary.json"
-        )
-    return lines
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in summary.reasons().items())
+    where = f" ({reasons}); each is named in data/summary.json" if reasons else ""
+    return [*lines, f"rejected: {len(summary.rejected)}{where}"]

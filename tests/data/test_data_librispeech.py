@@ -85,9 +85,16 @@ def test_damage_is_named_and_nothing_else_is_lost(root: Path, tmp_path: Path) ->
     (folder / "._50-500-0005.flac").write_bytes(b"left by a Mac")
     folder = chapter(base, "train-clean-100", 51, {0: "TEXT"})
     (folder / "51-510.trans.txt").write_bytes(b"51-510-0000 CAF\xc9\n")
+    folder = chapter(base, "train-clean-100", 52, {0: "TEXT"})
+    (folder / "52-520.trans.txt").unlink()
+    os.mkfifo(folder / "52-520.trans.txt")
+    (base / "train-clean-100" / "53").symlink_to(base / "dev-clean" / "30")
     good, rejected = split(read_corpus("librispeech", root=root))
     assert "can't be read" in rejected.pop("train-clean-100/51/510/51-510.trans.txt")
+    assert "not a regular file" in rejected.pop("train-clean-100/52/520/52-520.trans.txt")
     assert rejected == {
+        "train-clean-100/52/520/52-520-0000.flac": "no transcript",
+        "train-clean-100/53": "link to a folder: not followed",
         name(1, ".flac"): "no transcript",
         "train-clean-100/50/500/50-500.trans.txt:7": "duplicate id: a second transcript",
         name(3, ".flac"): "path leaves the corpus folder",
@@ -124,7 +131,7 @@ def test_wrong_options_are_clear_errors(root: Path, options: dict, message: str)
 
 
 def test_unknown_corpora_and_options() -> None:
-    with pytest.raises(RecipeError, match="known: librispeech, folder, synthetic"):
+    with pytest.raises(RecipeError, match="known: librispeech, folder, parquet, synthetic"):
         read_corpus("libri")
     with pytest.raises(RecipeError, match=r"data\.librispeech\.rot: unknown option"):
         read_corpus("librispeech", root=".", librispeech={"rot": 1})

@@ -70,7 +70,8 @@ def test_what_is_written_is_what_was_given(tmp_path: Path, jobs: int) -> None:
     folder = tmp_path / "data"
     summary = write_manifest(items, folder, corpus="noise", options={"a": 1}, jobs=jobs)
     assert sorted(p.name for p in folder.iterdir()) == [
-        ".lock", "audio.pcm", "manifest.csv", "summary.json",
+        ".lock", "audio.pcm", "manifest.csv", "subset_10h.tsv", "subset_10min.tsv", "subset_1h.tsv",
+        "subset_all.tsv", "summary.json",
     ]  # fmt: skip
     with open(folder / "manifest.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

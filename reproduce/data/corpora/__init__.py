@@ -3,7 +3,11 @@
 A corpus module has one function ``utterances(*, option, ...)`` that takes the options it knows by
 name and yields `Utterance`, or `Rejected` for what it found but can't offer. It looks at file
 names and transcripts only; audio is decoded later, by ``utterance.audio.load()``, in any process.
-To add a corpus: write such a module and give it a line in `CORPORA`.
+To add a corpus: write such a module and give it a line in `CORPORA`. It may also have
+
+- ``hours(*, option, ...) -> float | None``: hours of speech where they can be told without looking
+  at the audio, for ``--dry-run``;
+- ``provide(*, option, ...) -> bool``: fetch or unpack what is missing; whether anything was.
 """
 
 from __future__ import annotations
@@ -11,8 +15,9 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from reproduce.data.audio import Decoded
@@ -23,6 +28,7 @@ SPLITS = ("train", "valid", "test")
 CORPORA: dict[str, str] = {
     "librispeech": "reproduce.data.corpora.librispeech",
     "folder": "reproduce.data.corpora.folder",
+    "parquet": "reproduce.data.corpora.parquet",
     "synthetic": "reproduce.data.corpora.synthetic",
 }
 """Corpus name -> module, imported when it is read."""
@@ -39,6 +45,19 @@ class AudioSource(ABC):
             reproduce.data.audio.AudioError: the audio can't be used; its message is the reason.
             OSError: the file can't be read.
         """
+
+    def fetch(self) -> AudioSource:
+        """Called before the source is sent to another process: what is read in order is read here.
+
+        Raises:
+            reproduce.errors.DataError: the corpus is damaged.
+        """
+        return self
+
+    def seconds(self) -> float:
+        """Length, as cheaply as can be; raises as `load` does."""
+        decoded = self.load()
+        return len(decoded.samples) / decoded.rate
 
     def stamp(self) -> str:
         """What changes when the source does, cheap to get (size and time of a file)."""
@@ -100,15 +119,43 @@ def read_corpus(name: str, **options: Any) -> Corpus:
     Raises:
         RecipeError: an unknown corpus, an unknown option under its own name, or a missing one.
     """
+    utterances = _module(name).utterances
+    parameters = inspect.signature(utterances).parameters
+    known = _known(utterances, name, options)
+    own = dict(options.get(name) or {})
+    required = {k for k, p in parameters.items() if p.default is inspect.Parameter.empty}
+    problems = [f"data.{name}.{key}: unknown option" for key in own if key not in parameters]
+    problems += [f"data.{key}: needed by corpus {name}" for key in required - known.keys()]
+    if problems:
+        raise RecipeError(sorted(problems))
+    return Corpus(name, known)
+
+
+def corpus_hours(name: str, **options: Any) -> float | None:
+    """Hours of speech, if the corpus can tell them without looking at the audio."""
+    hours = getattr(_module(name), "hours", None)
+    return hours(**_known(hours, name, options)) if hours else None
+
+
+def provide_corpus(name: str, **options: Any) -> bool:
+    """Fetch or unpack what is missing of a corpus, as `options` allow; whether anything was.
+
+    Raises:
+        DataError: that failed.
+    """
+    provide = getattr(_module(name), "provide", None)
+    return bool(provide(**_known(provide, name, options))) if provide else False
+
+
+def _module(name: str) -> ModuleType:
     if name not in CORPORA:
         known = ", ".join(CORPORA)
         raise RecipeError([f"data.corpus: {name!r} is not a corpus; known: {known}"])
-    parameters = inspect.signature(importlib.import_module(CORPORA[name]).utterances).parameters
+    return importlib.import_module(CORPORA[name])
+
+
+def _known(function: Callable[..., Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `options` that `function` takes, and all of the corpus's own."""
+    parameters = inspect.signature(function).parameters
     own = dict(options.get(name) or {})
-    known_options = {k: v for k, v in options.items() if k in parameters and k != name} | own
-    required = {k for k, p in parameters.items() if p.default is inspect.Parameter.empty}
-    problems = [f"data.{name}.{key}: unknown option" for key in own if key not in parameters]
-    problems += [f"data.{key}: needed by corpus {name}" for key in required - known_options.keys()]
-    if problems:
-        raise RecipeError(sorted(problems))
-    return Corpus(name, known_options)
+    return {k: v for k, v in options.items() if k in parameters and k != name} | own

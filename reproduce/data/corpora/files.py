@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reproduce.data.audio import MAX_VALUES, AudioError, Decoded, decode
+from reproduce.data.audio import MAX_VALUES, AudioError, Decoded, decode, duration
 from reproduce.data.corpora import AudioSource
-from reproduce.errors import DataError
+from reproduce.errors import DataError, MissingCorpusError
 
 AUDIO_SUFFIXES = frozenset({".flac", ".wav", ".ogg", ".opus"})
 """File names taken for audio when a folder is searched; the content decides how it is decoded."""
 
 MAX_BYTES = 4 * MAX_VALUES
 """A larger file isn't read at all."""
+
+OUTSIDE = "path leaves the corpus folder"
+FOLDER_LINK = "link to a folder: not followed"
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,17 @@ class FileAudio(AudioSource):
     path: Path
 
     def load(self) -> Decoded:
-        size = self.path.stat().st_size
-        if size > MAX_BYTES:
-            raise AudioError(f"too large: {size} bytes; cut it into utterances")
-        data = self.path.read_bytes()
-        samples, rate = decode(data)
-        return Decoded(samples, rate, hashlib.sha256(data).hexdigest())
+        status = self.path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise AudioError("not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise AudioError(f"too large: {status.st_size} bytes; cut it into utterances")
+        return BytesAudio(self.path.read_bytes()).load()
+
+    def seconds(self) -> float:
+        if not self.path.is_file():
+            raise AudioError("not a regular file")
+        return duration(self.path)
 
     def stamp(self) -> str:
         try:
@@ -41,26 +50,43 @@ class FileAudio(AudioSource):
         return f"{status.st_size}:{status.st_mtime_ns}"
 
 
+@dataclass(frozen=True)
+class BytesAudio(AudioSource):
+    """A whole audio file held in memory."""
+
+    data: bytes
+
+    def load(self) -> Decoded:
+        samples, rate = decode(self.data)
+        return Decoded(samples, rate, hashlib.sha256(self.data).hexdigest())
+
+    def seconds(self) -> float:
+        return duration(self.data)
+
+
 def corpus_root(root: Path | str | None, corpus: str) -> Path:
     """The resolved root folder of a corpus.
 
     Raises:
-        DataError: no root was given, or it is no folder.
+        MissingCorpusError: no root was given, or it isn't there.
+        DataError: it is no folder.
     """
     if not root:
-        raise DataError(
+        raise MissingCorpusError(
             f"corpus {corpus} needs the folder it lies in",
             where="data.root",
             do="set it: --set data.root=FOLDER",
         )
     path = Path(root).expanduser()
-    if not path.is_dir():
-        raise DataError(
-            "not a folder" if path.exists() else "no such folder",
-            where=str(path),
-            do="set data.root to the corpus folder: --set data.root=FOLDER",
-        )
-    return path.resolve()
+    do = "set data.root to the corpus folder: --set data.root=FOLDER"
+    try:
+        if path.is_dir():
+            return path.resolve()
+        kind = DataError if path.exists() else MissingCorpusError
+    except OSError as error:
+        raise DataError(f"can't be read: {error.strerror}", where=str(path), do=do) from None
+    found = "not a folder" if kind is DataError else "no such folder"
+    raise kind(found, where=str(path), do=do)
 
 
 def leaves(path: Path, root: Path) -> bool:
@@ -68,9 +94,10 @@ def leaves(path: Path, root: Path) -> bool:
     return not path.resolve().is_relative_to(root)
 
 
-def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders under `root` with their file names, both sorted; hidden ones and links to folders
-    are passed over.
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folders under `root` with the names of their files and of links to folders, both sorted.
+
+    Links to folders aren't followed; what is hidden is passed over.
 
     Raises:
         DataError: a folder can't be read.
@@ -81,4 +108,5 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
     for folder, subfolders, names in os.walk(root, onerror=fail):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield Path(folder), sorted(name for name in names if not name.startswith("."))
+        links = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
+        yield Path(folder), sorted(name for name in names if not name.startswith(".")), links

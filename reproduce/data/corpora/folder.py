@@ -11,13 +11,23 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from reproduce.data.corpora import Item, Rejected, Utterance
-from reproduce.data.corpora.files import AUDIO_SUFFIXES, FileAudio, corpus_root, leaves, walk
-from reproduce.errors import DataError
+from reproduce.data.corpora.files import (
+    AUDIO_SUFFIXES,
+    FOLDER_LINK,
+    OUTSIDE,
+    FileAudio,
+    corpus_root,
+    leaves,
+    walk,
+)
+from reproduce.errors import DataError, MissingCorpusError
 from reproduce.position import derive_seed
 
 COLUMNS = {
@@ -70,15 +80,20 @@ def utterances(
     """
     base = corpus_root(root, "folder")
     table = _table(base, transcripts)
-    columns, rows = _read(table)
+    columns = _columns(table)
+    validation: set[int] | None = None
     if "split" not in columns:
-        _split(rows, valid_fraction)
+        validation, by_speaker = _validation(lambda: _rows(table, columns), valid_fraction)
     named: set[str] = set()
-    for row in rows:
+    for row in _rows(table, columns):
+        if validation is not None:
+            row.split = "valid" if _group(row, by_speaker) in validation else "train"
         item = _item(row, base, table.name)
         named.add(item.source)
         yield item
-    for folder, names in walk(base):
+    for folder, names, links in walk(base):
+        for name in links:
+            yield Rejected((folder / name).relative_to(base).as_posix(), None, FOLDER_LINK)
         for name in names:
             source = (folder / name).relative_to(base).as_posix()
             if Path(name).suffix.lower() in AUDIO_SUFFIXES and source not in named:
@@ -91,12 +106,13 @@ def _item(row: Row, base: Path, table: str) -> Item:
         return Rejected(f"{table}: row {row.number}", row.id or None, reason)
     source = row.path
     try:
-        path = Path(os.path.normpath(base / row.path))
+        path = _existing(Path(os.path.normpath(base / row.path)))
         if leaves(base / row.path, base) or not path.is_relative_to(base):
-            return Rejected(source, row.id, "path leaves the corpus folder")
+            return Rejected(source, row.id, OUTSIDE)
         source = path.relative_to(base).as_posix()
         if not path.is_file():
-            return Rejected(source, row.id, "no such audio file")
+            there = path.exists()
+            return Rejected(source, row.id, "not a file" if there else "no such audio file")
     except (OSError, ValueError, RuntimeError) as error:
         return Rejected(source, row.id, f"not a usable path: {error}")
     split = SPLIT_NAMES.get(row.split.lower())
@@ -105,23 +121,40 @@ def _item(row: Row, base: Path, table: str) -> Item:
     return Utterance(row.id, split, row.speaker, row.text, source, FileAudio(path))
 
 
-def _split(rows: list[Row], valid_fraction: float) -> None:
-    """Fill in ``split``; see `utterances`."""
-    speakers = {row.speaker for row in rows} - {""}
-    by_speaker = valid_fraction > 0 and len(speakers) >= 2 / valid_fraction
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        row.split = "train"
-        groups.setdefault((row.speaker if by_speaker else "") or row.id, []).append(row)
-    wanted = round(valid_fraction * len(rows))
-    if valid_fraction > 0 and len(rows) > 1:
+def _existing(path: Path) -> Path:
+    """The path, or the same name in another normal form: tables and file systems differ in it."""
+    if not path.exists() and not str(path).isascii():
+        for form in ("NFC", "NFD"):
+            other = path.parent / unicodedata.normalize(form, path.name)
+            if other.exists():
+                return other
+    return path
+
+
+def _validation(rows: Callable[[], Iterable[Row]], valid_fraction: float) -> tuple[set[int], bool]:
+    """Groups of rows that validate, and whether rows are grouped by speaker; see `utterances`."""
+    speakers: set[str] = set()
+    total = 0
+    for row in rows():
+        speakers.add(row.speaker)
+        total += 1
+    by_speaker = valid_fraction > 0 and len(speakers - {""}) >= 2 / valid_fraction
+    wanted = round(valid_fraction * total)
+    if valid_fraction > 0 and total > 1:
         wanted = max(wanted, 1)
-    for key in sorted(groups, key=lambda key: derive_seed(0, "valid", key)):
+    sizes = Counter(_group(row, by_speaker) for row in rows())
+    chosen = set()
+    for group in sorted(sizes):
         if wanted <= 0:
             break
-        wanted -= len(groups[key])
-        for row in groups[key]:
-            row.split = "valid"
+        wanted -= sizes[group]
+        chosen.add(group)
+    return chosen, by_speaker
+
+
+def _group(row: Row, by_speaker: bool) -> int:
+    name = (row.speaker if by_speaker else "") or row.id
+    return derive_seed(0, "valid", name.encode("utf-8", "backslashreplace").decode())
 
 
 def _table(base: Path, transcripts: Path | str | None) -> Path:
@@ -131,13 +164,13 @@ def _table(base: Path, transcripts: Path | str | None) -> Path:
             if path.is_file():
                 break
         else:
-            raise DataError(
+            raise MissingCorpusError(
                 "no such file",
                 where=str(given),
                 do="set data.transcripts to the table of transcripts",
             )
     else:
-        found = sorted(path for path in base.iterdir() if path.suffix.lower() in SUFFIXES)
+        found = sorted(p for p in base.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
         if len(found) != 1:
             names = ", ".join(path.name for path in found) or "none"
             raise DataError(
@@ -155,19 +188,17 @@ def _table(base: Path, transcripts: Path | str | None) -> Path:
     return path
 
 
-def _read(table: Path) -> tuple[set[str], list[Row]]:
-    """Our columns that the table has, and its rows.
+def _columns(table: Path) -> dict[str, str]:
+    """Our columns -> the table's. Reads it to the end, so that later readings meet no error.
 
     Raises:
         DataError: it can't be read, or has no column for the path or the text.
     """
-    jsonl = table.suffix.lower() == ".jsonl"
+    names: set[str] = set()
     try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            if jsonl:
-                names, records = _json_records(file)
-            else:
-                names, records = _csv_records(file, tabs=table.suffix.lower() == ".tsv")
+        for record in _records(table):
+            if isinstance(record, dict):
+                names |= record.keys()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"can't be read: {error}",
@@ -187,57 +218,59 @@ def _read(table: Path) -> tuple[set[str], list[Row]]:
                 where=str(table),
                 do="rename the column, or add a header line",
             )
-    rows = []
+    return columns
+
+
+def _rows(table: Path, columns: Mapping[str, str]) -> Iterator[Row]:
+    records = _records(table)
+    if table.suffix.lower() != ".jsonl":
+        next(records, None)  # the header
     for number, record in enumerate(records, start=1):
         if isinstance(record, str):
-            rows.append(Row(number, fault=record))
+            yield Row(number, fault=record)
             continue
         row = Row(number, **{ours: record.get(alias, "") for ours, alias in columns.items()})
         row.id = row.id or os.path.splitext(row.path)[0]
-        rows.append(row)
-    return set(columns), rows
+        yield row
 
 
-Records = list[dict[str, str] | str]
+Record = dict[str, str] | str
 """Lower-case column -> value, or what is wrong with the row."""
 
 
-def _csv_records(lines: Iterable[str], *, tabs: bool) -> tuple[set[str], Records]:
+def _records(table: Path) -> Iterator[Record]:
+    """Rows; of a CSV or TSV the header first, each name with itself."""
+    with open(table, encoding="utf-8-sig", newline="") as file:
+        if table.suffix.lower() == ".jsonl":
+            yield from map(_json_record, filter(str.strip, file))
+        else:
+            yield from _csv_records(file, tabs=table.suffix.lower() == ".tsv")
+
+
+def _csv_records(lines: Iterable[str], *, tabs: bool) -> Iterator[Record]:
     reader = (
         csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         if tabs
         else csv.reader(lines, strict=True)
     )
     header = [name.strip().lower() for name in next(reader, [])]
-    records: Records = []
+    yield {name: name for name in header}
     for cells in reader:
         if len(cells) > len(header):
-            records.append(f"{len(cells)} fields in a table of {len(header)} columns")
+            yield f"{len(cells)} fields in a table of {len(header)} columns"
         elif cells:
-            records.append({name: cell.strip() for name, cell in zip(header, cells)})
-    return set(header), records
+            yield {name: cell.strip() for name, cell in zip(header, cells)}
 
 
-def _json_records(lines: Iterable[str]) -> tuple[set[str], Records]:
-    names: set[str] = set()
-    records: Records = []
-    for line in lines:
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            records.append(f"not JSON: {error}")
-            continue
-        if not isinstance(record, dict):
-            records.append("not a JSON object")
-            continue
-        values = {key.strip().lower(): value for key, value in record.items()}
-        names |= values.keys()
-        if nested := [key for key, value in values.items() if isinstance(value, dict | list)]:
-            known = {alias for aliases in COLUMNS.values() for alias in aliases}
-            if bad := sorted(known.intersection(nested)):
-                records.append(f"{', '.join(bad)}: text expected")
-                continue
-        records.append({k: "" if v is None else str(v).strip() for k, v in values.items()})
-    return names, records
+def _json_record(line: str) -> Record:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON: {error}"
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    values = {key.strip().lower(): value for key, value in record.items()}
+    known = {alias for aliases in COLUMNS.values() for alias in aliases}
+    if bad := sorted(k for k, v in values.items() if k in known and isinstance(v, dict | list)):
+        return f"{', '.join(bad)}: text expected"
+    return {k: str(v).strip() if k in known and v is not None else "" for k, v in values.items()}

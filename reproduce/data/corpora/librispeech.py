@@ -1,5 +1,7 @@
 """LibriSpeech, or any tree in its layout: ``PART/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NNNN.flac``.
 
+The tree is there already, or is unpacked from ``PART.tar.gz`` in the root, or is downloaded.
+
 Transcripts are ``*.trans.txt`` files beside the audio, a line an utterance: id, space, text.
 Corpus order is the parts as given (train, valid, test), and by id within a part. LibriSpeech's ids
 are unique over its parts; in trees where they aren't, an id met again in a later part is written
@@ -9,16 +11,24 @@ are unique over its parts; in trees where they aren't, an id met again in a late
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from reproduce.data.corpora import Item, Rejected, Utterance
-from reproduce.data.corpora.files import AUDIO_SUFFIXES, FileAudio, corpus_root, leaves, walk
-from reproduce.errors import DataError
+from reproduce.data.corpora.archives import PUBLISHED, URL, obtain
+from reproduce.data.corpora.files import (
+    AUDIO_SUFFIXES,
+    FOLDER_LINK,
+    OUTSIDE,
+    FileAudio,
+    corpus_root,
+    leaves,
+    walk,
+)
+from reproduce.errors import DataError, MissingCorpusError
 
 NO_TRANSCRIPT = "no transcript"
-OUTSIDE = "path leaves the corpus folder"
 
 
 def utterances(
@@ -35,12 +45,23 @@ def utterances(
         train_parts, valid_parts, test_parts: folder names under the root.
 
     Raises:
-        DataError: the root or a part is missing, or a part is named twice.
+        MissingCorpusError: the root or a part is missing.
+        DataError: a part is named twice.
     """
-    base = corpus_root(root, "librispeech")
     splits = {"train": train_parts, "valid": valid_parts, "test": test_parts}
     parts = [(split, part) for split, names in splits.items() for part in names]
-    base = _base(base, [part for _, part in parts])
+    names = [part for _, part in parts]
+    _check(names)
+    base = _base(corpus_root(root, "librispeech"), names)
+    if missing := _missing(base, names):
+        folder = base if base.is_dir() else base.parent
+        there = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        raise MissingCorpusError(
+            f"no part {', '.join(missing)}; folders there: {', '.join(there) or 'none'}",
+            where=str(folder),
+            do="set data.root to the folder that holds the parts or their archives, name parts "
+            "that are there, or fetch them with --set data.download=true",
+        )
     owners: dict[str, str] = {}
     for split, part in parts:
         for item in _part(base, part, split):
@@ -49,7 +70,65 @@ def utterances(
             yield item
 
 
-def _base(root: Path, parts: Sequence[str]) -> Path:
+def hours(
+    *,
+    root: Path | str | None = None,
+    train_parts: Sequence[str] = ("train-clean-100",),
+    valid_parts: Sequence[str] = ("dev-clean",),
+    test_parts: Sequence[str] = (),
+    download: bool = False,
+) -> float | None:
+    """As published, where parts are still to be unpacked or downloaded."""
+    names = [*train_parts, *valid_parts, *test_parts]
+    if not root or not all(name in PUBLISHED for name in names):
+        return None
+    folder = Path(root).expanduser()
+    base = _base(folder, names)
+    missing = _missing(base, names)
+    packed = all(any((f / f"{part}.tar.gz").is_file() for f in (folder, base)) for part in missing)
+    if missing and (packed or download):
+        return sum(PUBLISHED[name].hours for name in names)
+    return None
+
+
+def provide(
+    *,
+    root: Path | str | None = None,
+    train_parts: Sequence[str] = ("train-clean-100",),
+    valid_parts: Sequence[str] = ("dev-clean",),
+    test_parts: Sequence[str] = (),
+    download: bool = False,
+    download_url: str = URL,
+    archives_sha256: Mapping[str, str] | None = None,
+) -> bool:
+    """Unpack missing parts from ``PART.tar.gz`` in the root, downloaded before if need be.
+
+    Args:
+        root: the folder that holds the archives; with `download` it is made if need be.
+        train_parts, valid_parts, test_parts: as of `utterances`.
+        download: fetch archives that aren't there.
+        download_url: the folder that holds them.
+        archives_sha256: SHA-256 by part, of archives other than LibriSpeech's own.
+
+    Returns:
+        whether there was anything to unpack.
+
+    Raises:
+        DataError: an archive isn't what it should be, can't be fetched, or there is no room.
+    """
+    names = [*train_parts, *valid_parts, *test_parts]
+    _check(names)
+    if not root:
+        return False
+    folder = Path(root).expanduser()
+    base = _base(folder, names)
+    known = {part: published.sha256 for part, published in PUBLISHED.items()}
+    known |= archives_sha256 or {}
+    url = download_url if download else None
+    return obtain(_missing(base, names), folder, base, url=url, sha256=known)
+
+
+def _check(parts: Sequence[str]) -> None:
     if twice := sorted({part for part in parts if parts.count(part) > 1}):
         raise DataError(f"part named twice: {', '.join(twice)}", where="data", do="name it once")
     if bad := [part for part in parts if Path(part).name != part]:
@@ -58,21 +137,27 @@ def _base(root: Path, parts: Sequence[str]) -> Path:
             where="data",
             do="name folders under data.root, such as train-clean-100",
         )
-    base = root / "LibriSpeech" if (root / "LibriSpeech").is_dir() else root
-    if missing := [part for part in parts if not (base / part).is_dir()]:
-        there = sorted(path.name for path in base.iterdir() if path.is_dir())
-        raise DataError(
-            f"no part {', '.join(missing)}; folders there: {', '.join(there) or 'none'}",
-            where=str(base),
-            do="set data.root to the folder that holds the parts, or name parts that are there",
-        )
-    return base
+
+
+def _base(root: Path, parts: Sequence[str]) -> Path:
+    """The folder of the parts: the root, or ``LibriSpeech/`` in it, where archives unpack to."""
+    inner = root / "LibriSpeech"
+    if inner.is_dir():
+        return inner
+    there = root.name == "LibriSpeech" or any((root / part).is_dir() for part in parts)
+    return root if there else inner
+
+
+def _missing(base: Path, parts: Sequence[str]) -> list[str]:
+    return [part for part in parts if not (base / part).is_dir()]
 
 
 def _part(base: Path, part: str, split: str) -> Iterator[Item]:
     # The part is what the user named, so a part that is itself a link is followed.
     inside = (base / part).resolve()
-    for folder, names in walk(base / part):
+    for folder, names, links in walk(base / part):
+        for name in links:
+            yield Rejected(_relative(folder / name, base), None, FOLDER_LINK)
         audio, transcripts = _files(names)
         if not audio and not transcripts:
             continue
@@ -120,6 +205,8 @@ def _files(names: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
 def _read_transcripts(path: Path, source: str, texts: dict[str, str]) -> Iterator[Rejected]:
     """Add the lines of a ``.trans.txt`` to `texts`; yield what can't be taken."""
     try:
+        if not path.is_file():
+            raise OSError("not a regular file")
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         yield Rejected(source, None, f"transcripts can't be read: {error}")

@@ -95,6 +95,11 @@ class SyntheticAudio(AudioSource):
         return f"synthetic {VERSION} {self.min_seconds} {self.max_seconds}"
 
 
+def hours(*, hours: float, valid_hours: float, **others: object) -> float:
+    """About, for ``--dry-run``: each split ends with the utterance that reaches its hours."""
+    return hours + valid_hours
+
+
 def utterances(
     *,
     hours: float,

@@ -1,0 +1,57 @@
+"""How large a corpus will be, before anything is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from reproduce.data.audio import BYTES_PER_SAMPLE, SAMPLE_RATE, AudioError
+from reproduce.data.corpora import AudioSource, Corpus, Utterance, corpus_hours
+from reproduce.position import generator
+
+SAMPLED = 400
+"""Files whose headers are looked at."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Hours of speech, about; utterances where they were counted; bytes of ``data/``."""
+
+    hours: float
+    utterances: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        return round(self.hours * 3600 * SAMPLE_RATE * BYTES_PER_SAMPLE)
+
+
+def estimate(corpus: Corpus, options: Mapping[str, Any]) -> Estimate:
+    """What preparing a corpus will give: as the corpus says, or counted and measured on a sample.
+
+    Args:
+        corpus: as `read_corpus` opened it.
+        options: the same options.
+
+    Raises:
+        DataError: the corpus can't be listed.
+    """
+    hours = corpus_hours(corpus.name, **options)
+    if hours is not None:
+        return Estimate(hours)
+    draw = generator(0, "estimate")
+    sample: list[AudioSource] = []
+    count = 0
+    for item in corpus:
+        if isinstance(item, Utterance):
+            count += 1
+            if len(sample) < SAMPLED:
+                sample.append(item.audio)
+            elif (place := int(draw.integers(count))) < SAMPLED:
+                sample[place] = item.audio
+    seconds = []
+    for audio in sample:
+        with suppress(AudioError, OSError):
+            seconds.append(audio.seconds())
+    return Estimate(count * sum(seconds) / max(len(seconds), 1) / 3600, count)

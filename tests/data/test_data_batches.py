@@ -1,0 +1,205 @@
+"""The plan and collation: functions of position, nothing dropped, nothing twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from reproduce.data.audio import PackedAudio
+from reproduce.data.batches import Batch, Plan, Speech, prefetch
+from reproduce.errors import DataError
+from reproduce.position import generator
+
+SIZES = [
+    (1, 1, 1),
+    (1, 4, 3),
+    (7, 3, 2),
+    (10, 2, 2),
+    (13, 2, 4),
+    (16, 4, 4),
+    (21, 2, 4),
+    (64, 8, 2),
+]
+"""Utterances, batch size, accumulation."""
+
+
+def slow_short(plan: Plan, epochs: int) -> list[list[list[int]]]:
+    """Updates of so many epochs as a data loader without drop_last makes them."""
+    updates: list[list[list[int]]] = []
+    for epoch in range(epochs):
+        order = generator(plan.seed, "shuffle", epoch).permutation(plan.utterances).tolist()
+        batches = [order[i : i + plan.batch_size] for i in range(0, len(order), plan.batch_size)]
+        for i in range(0, len(batches), plan.accumulation):
+            updates.append(batches[i : i + plan.accumulation])
+    return updates
+
+
+@pytest.mark.parametrize(("utterances", "size", "accumulation"), SIZES)
+def test_short_epochs(utterances: int, size: int, accumulation: int) -> None:
+    plan = Plan(utterances, size, accumulation, 3, "short")
+    expected = slow_short(plan, 3)
+    per_epoch = len(expected) // 3
+    assert plan.updates_per_epoch == per_epoch
+    for update, batches in enumerate(expected, 1):
+        assert plan.update(update) == batches
+        assert plan.ends_epoch(update) == (update % per_epoch == 0)
+        assert plan.update_in_epoch(update) == (update - 1) % per_epoch + 1
+        assert plan.micro_batches(update) == sum(map(len, expected[:update]))
+
+
+@pytest.mark.parametrize(("utterances", "size", "accumulation"), SIZES)
+def test_carried_epochs(utterances: int, size: int, accumulation: int) -> None:
+    plan = Plan(utterances, size, accumulation, 3)
+    updates = -(-3 * utterances // (size * accumulation)) + 1
+    stream: list[int] = []
+    ended = 0
+    for update in range(1, updates + 1):
+        batches = plan.update(update)
+        assert [len(batch) for batch in batches] == [size] * accumulation
+        stream += [i for batch in batches for i in batch]
+        assert plan.ends_epoch(update) == (len(stream) // utterances > ended)
+        ended = len(stream) // utterances
+        assert plan.micro_batches(update) == update * accumulation
+    for epoch in range(3):
+        order = generator(3, "shuffle", epoch).permutation(utterances).tolist()
+        assert stream[epoch * utterances : (epoch + 1) * utterances] == order
+        assert Counter(order) == Counter(range(utterances))
+
+
+def test_epochs_end_where_they_do_however_often_they_are_counted() -> None:
+    """In whole numbers: 7 utterances at 10 an update end an epoch in every update, for ever."""
+    plan = Plan(7, 5, 2, 0)
+    assert all(plan.ends_epoch(update) for update in range(1, 5000))
+    plan = Plan(49, 5, 2, 0)
+    assert sum(plan.ends_epoch(update) for update in range(1, 4901)) == 1000
+
+
+def test_an_update_needs_no_update_before_it() -> None:
+    plan = Plan(21, 2, 4, 1)
+    backwards = [plan.update(update) for update in range(30, 0, -1)]
+    assert backwards[::-1] == [plan.update(update) for update in range(1, 31)]
+    assert Plan(21, 2, 4, 2).update(1) != plan.update(1)
+
+
+# ----------------------------------------------------------------------------------- collation
+
+
+@pytest.fixture
+def audio(tmp_path: Path) -> PackedAudio:
+    pcm = np.random.default_rng(0).integers(-9000, 9000, 60_000).astype(np.int16)
+    pcm.tofile(tmp_path / "audio.pcm")
+    return PackedAudio(tmp_path / "audio.pcm")
+
+
+def frame(samples: list[int], texts: list[str] | None = None) -> pd.DataFrame:
+    offsets = np.cumsum([0, *samples[:-1]])
+    ids = [f"u{i}" for i in range(len(samples))]
+    return pd.DataFrame({"id": ids, "samples": samples, "offset": offsets, "text": texts or ids})
+
+
+def normalized(pcm: np.ndarray) -> np.ndarray:
+    values = pcm.astype(np.float64) / 32768
+    return np.asarray((values - values.mean()) / np.sqrt(values.var() + 1e-7))
+
+
+def test_collate_cuts_normalizes_and_pads(audio: PackedAudio) -> None:
+    speech = Speech(frame([20_000, 8_000, 16_000]), audio, crop_seconds=1.0)
+    assert speech.lengths([0, 1, 2]) == [16_000, 8_000, 16_000]
+    assert speech.seconds == 2.5
+    batch = speech.collate([2, 1, 0])
+    assert batch.ids == ["u2", "u1", "u0"]
+    assert batch.lengths.tolist() == [16_000, 8_000, 16_000]
+    assert batch.waveform.shape == (3, 16_000)
+    assert batch.seconds == 2.5
+    starts = [28_000, 20_000, 0]
+    for row, start, length in zip(batch.waveform, starts, batch.lengths.tolist(), strict=True):
+        expected = normalized(np.array(audio.slice(start, length)))
+        assert np.allclose(row[:length].numpy(), expected, atol=1e-5)
+        assert not row[length:].any()
+
+
+def test_random_crops_follow_from_the_position(audio: PackedAudio) -> None:
+    speech = Speech(frame([40_000, 12_000]), audio, crop_seconds=1.0, crop="random")
+    whole = np.array(audio.slice(0, 40_000))
+    found = set()
+    for update in range(1, 60):
+        batch = speech.collate([0, 1], generator(1, "crop", update, 0))
+        again = speech.collate([0, 1], generator(1, "crop", update, 0))
+        assert torch.equal(batch.waveform, again.waveform)
+        start = int(generator(1, "crop", update, 0).integers(24_001))
+        expected = normalized(whole[start : start + 16_000])
+        assert np.allclose(batch.waveform[0].numpy(), expected, atol=1e-5)
+        found.add(start)
+    assert len(found) > 50
+    assert min(found) < 3_000
+    assert max(found) > 21_000
+
+
+def test_without_a_generator_crops_begin_at_the_start(audio: PackedAudio) -> None:
+    speech = Speech(frame([40_000]), audio, crop_seconds=1.0, crop="random")
+    expected = normalized(np.array(audio.slice(0, 16_000)))
+    assert np.allclose(speech.collate([0]).waveform[0].numpy(), expected, atol=1e-5)
+
+
+def test_missing_transcripts_are_empty(audio: PackedAudio) -> None:
+    rows = frame([8_000, 8_000], ["HELLO", ""])
+    rows.loc[1, "text"] = float("nan")
+    assert Speech(rows, audio).collate([0, 1]).texts == ["HELLO", ""]
+
+
+def test_nothing_left_is_told(audio: PackedAudio) -> None:
+    with pytest.raises(DataError, match="no train utterance is left"):
+        Speech(frame([8_000]).iloc[:0], audio, what="train utterance")
+
+
+# ------------------------------------------------------------------------------------ prefetch
+
+
+def made(position: int) -> list[Batch]:
+    empty = torch.zeros(0)
+    return [Batch(empty, empty, [str(position)], [])]
+
+
+def test_prefetch_keeps_the_order_one_ahead() -> None:
+    begun: list[int] = []
+
+    def make(position: int) -> list[Batch]:
+        begun.append(position)
+        return made(position)
+
+    found = []
+    for batches in prefetch(make, 3, 9):
+        found.append(batches[0].ids[0])
+        time.sleep(0.002)
+        assert len(begun) <= len(found) + 1
+    assert found == list("3456789")
+    assert begun == list(range(3, 10))
+    assert list(prefetch(make, 5, 4)) == []
+
+
+def test_prefetch_raises_what_was_raised_where_it_was() -> None:
+    def make(position: int) -> list[Batch]:
+        if position == 3:
+            raise DataError("gone")
+        return made(position)
+
+    batches = prefetch(make, 1, 5)
+    assert [next(batches)[0].ids[0] for _ in range(2)] == ["1", "2"]
+    with pytest.raises(DataError, match="gone"):
+        next(batches)
+
+
+def test_a_closed_prefetch_leaves_no_thread() -> None:
+    before = threading.active_count()
+    batches: Any = prefetch(made, 1, 100)
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before

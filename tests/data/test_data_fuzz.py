@@ -1,0 +1,129 @@
+"""Nothing that files hold leads to anything but rows, reasons and clear errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import unicodedata
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_corpora import encoded, noise
+
+from reproduce.data.audio import SAMPLE_RATE, AudioError, Decoded, decode, duration, pack
+from reproduce.data.corpora import Rejected, Utterance, read_corpus
+from reproduce.data.corpora.files import BytesAudio
+from reproduce.data.manifest import Manifest, write_manifest
+from reproduce.data.packing import listing_sha256
+from reproduce.errors import DataError
+
+settings.register_profile("here", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.load_profile("here")
+
+# What is raised where nobody can catch it is written to stderr: a traceback all the same.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+
+SOUND = noise(0.05)
+FORMATS = {
+    "FLAC": "PCM_16", "WAV": "PCM_16", "WAVEX": "FLOAT", "OGG": "VORBIS", "AIFF": "PCM_24",
+    "AU": "PCM_16", "CAF": "PCM_16", "W64": "PCM_32", "RF64": "PCM_16",
+}  # fmt: skip
+FILES = [encoded(SOUND, form=form, sub=sub) for form, sub in FORMATS.items()]
+
+
+@settings(max_examples=200)
+@given(
+    file=st.sampled_from(FILES),
+    changes=st.lists(st.tuples(st.integers(0, 119), st.integers(0, 255)), max_size=6),
+    kept=st.one_of(st.none(), st.integers(0, 400)),
+    more=st.binary(max_size=20),
+)
+def test_audio_headers(
+    file: bytes, changes: list[tuple[int, int]], kept: int | None, more: bytes
+) -> None:
+    data = bytearray(file[:kept] + more)
+    for place, value in changes:
+        if place < len(data):
+            data[place] = value
+    with suppress(AudioError):
+        assert duration(bytes(data)) >= 0
+    with suppress(AudioError):
+        samples, rate = decode(bytes(data))
+        if max(rate, SAMPLE_RATE) // math.gcd(rate, SAMPLE_RATE) < 1000:  # others take a second
+            packed = pack(Decoded(samples, rate, ""))
+            assert len(packed.samples) == math.ceil(len(samples) * SAMPLE_RATE / rate)
+
+
+ANY = st.text(st.characters(codec=None, exclude_categories=()), max_size=12)
+FIELD = st.one_of(
+    ANY, st.sampled_from(["", "a", "a.wav", "NA", "é", "e\u0301", '"', "x,y", "\ud800"])
+)
+
+
+@given(rows=st.lists(st.tuples(FIELD, FIELD, FIELD), max_size=8))
+def test_ids_speakers_and_transcripts(rows: list[tuple[str, str, str]]) -> None:
+    """What gets into a manifest comes out of it, in NFC and with single spaces."""
+    audio = BytesAudio(FILES[0])
+    first = Utterance("", "train", "", "TEXT", "first", audio)
+    items = [Utterance("\0first", "train", "", "TEXT", "f", audio), first]
+    items += [Utterance(i, "train", s, t, f"{n}", audio) for n, (i, s, t) in enumerate(rows)]
+    items += [Utterance("the last one, good", "valid", "", "TEXT", "last", audio)]
+    with tempfile.TemporaryDirectory() as name:
+        summary = write_manifest(items, Path(name), corpus="fuzz", jobs=1)
+        read = Manifest.read(Path(name)).rows
+        assert summary.outcome == "made"
+        assert write_manifest(items, Path(name), corpus="fuzz", jobs=1).outcome == "there already"
+    assert len(read) + len(summary.rejected) == len(items)
+    given_rows = {(i, s, " ".join(unicodedata.normalize("NFC", t).split())) for i, s, t in rows}
+    given_rows.add(("the last one, good", "", "TEXT"))
+    assert set(zip(read["id"], read["speaker"], read["text"], strict=True)) <= given_rows
+
+
+LINES = st.lists(
+    st.one_of(
+        st.binary(max_size=30),
+        st.builds(lambda a, b: f"{a}\t{b}".encode("utf-8", "surrogatepass"), FIELD, FIELD),
+        st.builds(lambda a, b: f"{a},{b}".encode("utf-8", "surrogatepass"), FIELD, FIELD),
+        st.builds(lambda a, b: json.dumps({"path": a, "text": b}).encode(), FIELD, FIELD),
+        st.sampled_from([b'{"path": "a.wav", "text": "\\ud800"}', b'{"path": "\\ud800"}', b"[[[["]),
+    ),
+    max_size=8,
+)  # fmt: skip
+
+
+@given(
+    lines=LINES,
+    suffix=st.sampled_from([".csv", ".tsv", ".jsonl"]),
+    header=st.sampled_from([b"path\ttext", b"path,text", b"audio,sentence,speaker", b"text"]),
+)
+def test_tables(lines: list[bytes], suffix: str, header: bytes) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "a.wav").write_bytes(FILES[1])
+        (root / f"table{suffix}").write_bytes(b"\n".join([header, *lines]))
+        corpus = read_corpus("folder", root=root)
+        with suppress(DataError):
+            items = list(corpus)
+            assert listing_sha256(corpus)[1] == len(items)
+            assert any(i.source == "a.wav" for i in items), "no file is passed over in silence"
+
+
+@given(lines=LINES, ids=st.lists(st.sampled_from(["1-1-0", "1-1-1", "x"]), unique=True))
+def test_transcripts_of_librispeech(lines: list[bytes], ids: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "part" / "1" / "1"
+        folder.mkdir(parents=True)
+        for id_ in ids:
+            (folder / f"{id_}.flac").write_bytes(FILES[0])
+        (folder / "1-1.trans.txt").write_bytes(b"\n".join([b"1-1-0 GOOD", *lines]))
+        corpus = read_corpus("librispeech", root=name, train_parts=["part"], valid_parts=[])
+        items = list(corpus)
+        assert listing_sha256(corpus)[1] == len(items)
+        named = [item.id for item in items if not isinstance(item, Rejected)]
+        rejected = [item.id for item in items if isinstance(item, Rejected)]
+        assert set(ids) <= {*named, *rejected}
+        assert len(named) == len(set(named))
