@@ -18,9 +18,12 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm, linear
 
 from reproduce.compat import import_torchaudio
 from reproduce.errors import DataError
+from reproduce.model import operations
+from reproduce.objective.frames import Frames
 
 Extractor = Literal["group_norm", "layer_norm"]
 
@@ -164,7 +167,7 @@ class EncoderOutput:
     """What an encoder returns; unpacks as ``features, lengths = encoder(waveform)``.
 
     Attributes:
-        features: outputs of the transformer [B, F, D].
+        features: outputs of the transformer [B, F, D], or of the wanted frames alone [N, D].
         lengths: valid frames of each utterance [B] int64.
         extracted: normalized outputs of the convolutions [B, F, C], never masked: the quantizer's
             input.
@@ -229,6 +232,8 @@ class Encoder(nn.Module):
         lengths: Tensor | None = None,
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
+        *,
+        wanted: Frames | None = None,
     ) -> EncoderOutput:
         """Encode 16 kHz waveforms.
 
@@ -237,12 +242,18 @@ class Encoder(nn.Module):
             lengths: valid samples [B]; None: all of them.
             mask: frames whose projected features the mask embedding replaces [B, F] bool.
             channel_mask: channels set to zero in all frames [B, D] bool.
+            wanted: frames whose outputs are wanted; None: all. The last layer attends from these
+                only, and its feed-forward part sees no others: the same outputs for less work.
 
         Raises:
-            ValueError: a mask whose shape doesn't fit.
+            ValueError: a mask or wanted frames whose shape doesn't fit.
         """
+        batch, total = len(waveform), self.frames(waveform.shape[1])
+        if mask is not None:
+            _check_mask(mask, (batch, total), "mask")
+        if wanted is not None:
+            _check_mask(wanted.where, (batch, total), "wanted")
         extracted = self._extract(waveform)
-        batch, total, _ = extracted.shape
         device = waveform.device
         padded = None
         if lengths is None:
@@ -255,15 +266,14 @@ class Encoder(nn.Module):
                 padded = torch.arange(total, device=device) >= frame_lengths[:, None]
 
         projection: Any = self.feature_projection
-        hidden = projection.dropout(projection.projection(extracted))
+        hidden = self._dropout(projection.projection(extracted), self.config.projection_dropout)
         if mask is not None:
-            _check_mask(mask, (batch, total), "mask")
             embedding = self.mask_embedding.to(hidden.dtype)
-            hidden = torch.where(mask.to(device)[..., None], embedding, hidden)
+            hidden = torch.where(mask.to(device, non_blocking=True)[..., None], embedding, hidden)
         if channel_mask is not None:
             _check_mask(channel_mask, (batch, hidden.shape[2]), "channel_mask")
             hidden = hidden.masked_fill(channel_mask.to(device)[:, None], 0.0)
-        return EncoderOutput(self._transform(hidden, padded), frame_lengths, extracted)
+        return EncoderOutput(self._transform(hidden, padded, wanted), frame_lengths, extracted)
 
     @overload
     def frames(self, samples: int) -> int: ...
@@ -274,6 +284,15 @@ class Encoder(nn.Module):
         for kernel, stride in zip(self.config.conv_kernels, self.config.conv_strides, strict=True):
             samples = (samples - kernel) // stride + 1
         return samples.clamp(min=0) if isinstance(samples, Tensor) else max(samples, 0)
+
+    def compile(self, *, dynamic: bool = True, **options: Any) -> None:
+        """torch.compile the convolutions and the transformer layer, in place; takes its options.
+
+        One compiled layer serves all of them, for inputs of any length, and dropped layers compile
+        nothing anew. Dropout then draws other numbers than it does uncompiled.
+        """
+        for name in ("_extract", "_layer"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=dynamic, **options))
 
     def freeze_extractor(self) -> None:
         """No gradient for the convolutions, as transformers' ``freeze_feature_encoder``."""
@@ -311,32 +330,128 @@ class Encoder(nn.Module):
         """[B, T] -> normalized convolution outputs [B, F, C]."""
         extractor: Any = self.feature_extractor
         projection: Any = self.feature_projection
-        hidden = waveform[:, None]
-        for layer in extractor.conv_layers:
-            hidden, _ = layer(hidden, None)
+        if operations.has_own_convolutions(waveform):
+            hidden = self._convolve(waveform)
+        else:
+            hidden = waveform[:, None]
+            for layer in extractor.conv_layers:
+                hidden, _ = layer(hidden, None)
+            hidden = hidden.transpose(1, 2)
         if self.config.extractor_gradient != 1.0:
             hidden = _ScaleGradient.apply(hidden, self.config.extractor_gradient)
-        normalized: Tensor = projection.layer_norm(hidden.transpose(1, 2))
+        normalized: Tensor = projection.layer_norm(hidden)
         return normalized
 
-    def _transform(self, hidden: Tensor, padded: Tensor | None) -> Tensor:
-        """Positions and transformer layers over [B, F, D]; ``padded`` [B, F] bool or None."""
+    def _convolve(self, waveform: Tensor) -> Tensor:
+        """The convolutions channels last: [B, T] -> [B, F, C]."""
+        blocks: Any = self.feature_extractor.conv_layers
+        first, norm = blocks[0], blocks[0].layer_norm
+        grouped = self.config.extractor == "group_norm"
+        hidden = waveform[..., None]
+        if grouped:
+            hidden = operations.normalized_convolution(
+                waveform, first.conv.weight, norm.weight, norm.bias, norm.eps, first.stride
+            )
+        for number, block in enumerate(blocks):
+            if number or not grouped:
+                conv = block.conv
+                hidden = operations.convolve(
+                    hidden, conv.weight, conv.bias, block.stride, activate=number > 0
+                )
+            if not grouped:
+                norm = block.layer_norm
+                shape = norm.normalized_shape
+                hidden = layer_norm(hidden, shape, norm.weight, norm.bias, norm.eps)
+        return gelu(hidden)
+
+    def _transform(self, hidden: Tensor, padded: Tensor | None, wanted: Frames | None) -> Tensor:
+        """Positions and transformer layers over [B, F, D]; ``padded`` [B, F] bool or None.
+
+        Returns all frames [B, F, D] or the wanted ones [N, D].
+        """
         transformer: Any = self.transformer
-        attention_mask = None
+        seen = None
         if padded is not None:
-            batch, total = padded.shape
             hidden = hidden.masked_fill(padded[..., None], 0.0)
-            attention_mask = ~padded[:, None, None].expand(batch, 1, total, total)
-        hidden = hidden + transformer.pos_conv_embed(hidden)
+            seen = ~padded[:, None, None]
+        hidden = hidden + self._positions(hidden)
         if not self.config.layer_norm_first:
             hidden = transformer.layer_norm(hidden)
-        hidden = transformer.dropout(hidden)
-        for layer, kept in zip(transformer.layers, self._kept_layers(), strict=True):
-            if kept:
-                hidden, _ = layer(hidden, attention_mask)
+        hidden = self._dropout(hidden, self.config.dropout)
+        kept = [
+            layer
+            for layer, is_kept in zip(transformer.layers, self._kept_layers(), strict=True)
+            if is_kept
+        ]
+        for number, layer in enumerate(kept, 1):
+            hidden = self._layer(layer, hidden, seen, wanted if number == len(kept) else None)
+        if wanted is not None and not kept:
+            hidden = wanted.pick(hidden)
         if self.config.layer_norm_first:
             hidden = transformer.layer_norm(hidden)
         return hidden
+
+    def _positions(self, hidden: Tensor) -> Tensor:
+        """Positional convolution of [B, F, D]."""
+        embed: Any = self.transformer.pos_conv_embed
+        if operations.has_own_convolutions(hidden.detach()):
+            groups = self.config.position_groups
+            conv = embed.conv
+            return gelu(operations.convolve_by_fft(hidden, conv.weight, conv.bias, groups))
+        positions: Tensor = embed(hidden)
+        return positions
+
+    def _layer(
+        self, layer: Any, hidden: Tensor, seen: Tensor | None, wanted: Frames | None
+    ) -> Tensor:
+        """One transformer layer: [B, F, D] -> [B, F, D], or [N, D] of the wanted frames."""
+        config = self.config
+        inputs = layer.layer_norm(hidden) if config.layer_norm_first else hidden
+        attended = self._attend(layer.attention, inputs, seen, wanted)
+        if wanted is not None:
+            hidden = wanted.pick(hidden)
+        hidden = hidden + self._dropout(attended, config.dropout)
+        if config.layer_norm_first:
+            return hidden + self._feed_forward(layer.feed_forward, layer.final_layer_norm(hidden))
+        hidden = layer.layer_norm(hidden)
+        normalized: Tensor = layer.final_layer_norm(
+            hidden + self._feed_forward(layer.feed_forward, hidden)
+        )
+        return normalized
+
+    def _attend(
+        self, attention: Any, inputs: Tensor, seen: Tensor | None, wanted: Frames | None
+    ) -> Tensor:
+        """Self-attention: [B, F, D] -> [B, F, D], or [N, D] of the wanted frames."""
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        rate = self.config.attention_dropout if self.training else 0.0
+        if wanted is None:
+            query, key, value = (self._heads(part) for part in _fused(projections, inputs))
+            attended = operations.attention(query, key, value, seen, rate)
+            attended = attended.transpose(1, 2).flatten(2)
+        else:
+            query = self._heads(wanted.spread(attention.q_proj(wanted.pick(inputs))))
+            key, value = (self._heads(part) for part in _fused(projections[1:], inputs))
+            attended = operations.attention(query, key, value, seen, rate)
+            attended = wanted.gather(attended.transpose(1, 2).flatten(2))
+        projected: Tensor = attention.out_proj(attended)
+        return projected
+
+    def _heads(self, values: Tensor) -> Tensor:
+        """[B, F, D] -> [B, H, F, D/H]."""
+        heads = self.config.heads
+        return values.view(*values.shape[:2], heads, self.config.width // heads).transpose(1, 2)
+
+    def _feed_forward(self, block: Any, inputs: Tensor) -> Tensor:
+        inner, outer = block.intermediate_dense, block.output_dense
+        rate = self.config.activation_dropout if self.training else 0.0
+        out = operations.feed_forward(
+            inputs, inner.weight, inner.bias, outer.weight, outer.bias, rate
+        )
+        return self._dropout(out, self.config.dropout)
+
+    def _dropout(self, values: Tensor, rate: float) -> Tensor:
+        return operations.dropout(values, rate, self.training)
 
     def _kept_layers(self) -> list[bool]:
         """One draw a layer whatever the device and rate, in train mode only."""
@@ -370,6 +485,13 @@ class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return gradient * ctx.factor, None
+
+
+def _fused(projections: list[nn.Linear], inputs: Tensor) -> tuple[Tensor, ...]:
+    """Several linear layers over the same inputs as one."""
+    weight = torch.cat([layer.weight for layer in projections])
+    bias = torch.cat([layer.bias for layer in projections])
+    return linear(inputs, weight, bias).chunk(len(projections), dim=-1)
 
 
 def _check_mask(mask: Tensor, shape: tuple[int, int], name: str) -> None:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.model.encoder import Encoder, EncoderConfig, EncoderOutput
+from reproduce.model.operations import dropout
 from reproduce.model.quantizer import GumbelQuantizer
 from reproduce.objective.contrastive import contrastive
 from reproduce.objective.diversity import DiversityForm, diversity, perplexity
+from reproduce.objective.frames import Frames
 
 GUMBEL_TEMPERATURE = 2.0
 """Where wav2vec 2.0 starts (appendix A)."""
@@ -51,10 +53,10 @@ class PretrainingOutput:
 class PretrainingModel(nn.Module):
     """wav2vec 2.0 with its pretraining head (arXiv 2006.11477).
 
-    The mathematics of transformers' ``Wav2Vec2ForPreTraining``, but only masked frames are
-    quantized, projected and compared. Quantizer, similarities and losses are computed in the
-    parameters' precision even under autocast. The quantizer's weights are drawn last, so that all
-    other initial weights are the same for any number of codebooks.
+    The mathematics of transformers' ``Wav2Vec2ForPreTraining``, but only masked frames pass the
+    last transformer layer and are quantized, projected and compared. Quantizer, similarities and
+    losses are computed in the parameters' precision even under autocast. The quantizer's weights
+    are drawn last, so that all other initial weights are the same for any number of codebooks.
 
     Args:
         encoder_config: the encoder's shape.
@@ -112,6 +114,9 @@ class PretrainingModel(nn.Module):
     ) -> PretrainingOutput:
         """The terms of the loss for one batch.
 
+        Lengths, mask and negatives are best on the CPU, wherever the model is: their indices are
+        made where they are, and an accelerator needn't be waited for.
+
         Args:
             waveform: normalized 16 kHz samples [B, T], zero where padded.
             lengths: valid samples [B]; None: all of them.
@@ -129,30 +134,38 @@ class PretrainingModel(nn.Module):
         """
         if mask is None or negatives is None:
             raise ValueError("the loss needs mask and negatives")
-        encoded: EncoderOutput = self.encoder(waveform, lengths, mask)
         device = waveform.device
-        mask, negatives = mask.to(device), negatives.to(device)
-        drawn, quantized = _resolve_negatives(negatives, mask)
+        masked = Frames(mask, device)
+        encoded: EncoderOutput = self.encoder(waveform, lengths, mask, wanted=masked)
+        drawn, drawn_from = _resolve_negatives(negatives.to(mask.device), masked)
+        quantized, counted = masked, None
+        if not torch.equal(drawn_from, mask):
+            quantized = Frames(drawn_from, device)
+            counted = masked.sent(mask[drawn_from])
         with torch.autocast(device.type, enabled=False):
             dtype = self.project_hid.weight.dtype
             quantizer_output = self.quantizer(
-                self.dropout_features(encoded.extracted[quantized]),
+                dropout(quantized.pick(encoded.extracted), self.dropout_features.p, self.training),
                 GUMBEL_TEMPERATURE if gumbel_temperature is None else gumbel_temperature,
                 noise=gumbel_noise,
                 generator=generator,
-                counted=mask[quantized],
+                counted=counted,
             )
             terms = contrastive(
-                self.project_hid(encoded.features[mask].to(dtype)),
+                self.project_hid(encoded.features.to(dtype)),
                 self.project_q(quantizer_output.codevectors),
                 quantizer_output.codes,
                 drawn,
-                mask,
+                masked,
                 quantized,
+                entries=self.quantizer.entries,
                 temperature=self.temperature,
                 remove_collisions=self.remove_collisions,
             )
             use = quantizer_output.mean_probabilities
+            codes, codevectors = quantizer_output.codes, quantizer_output.codevectors
+            if counted is not None:
+                codes, codevectors = codes[counted], codevectors[counted]
             return PretrainingOutput(
                 contrastive_loss=terms.loss,
                 chance_loss=terms.chance,
@@ -160,15 +173,15 @@ class PretrainingModel(nn.Module):
                 masked_frames=terms.count,
                 perplexity=perplexity(use).sum(),
                 negatives_kept=terms.kept,
-                codes=quantizer_output.codes[mask[quantized]],
-                codevectors=quantizer_output.codevectors[mask[quantized]],
+                codes=codes,
+                codevectors=codevectors,
                 lengths=encoded.lengths,
             )
 
 
-def _resolve_negatives(negatives: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _resolve_negatives(negatives: Tensor, masked: Frames) -> tuple[Tensor, Tensor]:
     """Negatives as [N, K], and the frames to quantize [B, F]: the masked and the drawn ones."""
-    rows = mask.nonzero()[:, 0]
+    mask, rows = masked.where, masked.rows
     if negatives.dim() == 3 and negatives.shape[:2] == mask.shape:
         negatives = negatives[mask]
     elif negatives.dim() != 2 or len(negatives) != len(rows):

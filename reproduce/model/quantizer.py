@@ -5,7 +5,7 @@ N frames, C input channels, G codebooks of V entries, D dimension of all codeboo
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -120,9 +120,7 @@ class GumbelQuantizer(nn.Module):
             )
         soft = ((logits + noise) / temperature).softmax(dim=-1)
         codes = soft.argmax(dim=-1)
-        hard = torch.zeros_like(soft).scatter_(-1, codes[..., None], 1.0)
-        chosen = hard - soft.detach() + soft  # exactly one-hot: (1 - p) + p rounds to 1
-        codevectors = torch.einsum("ngv,gvd->ngd", chosen, self.codebooks()).flatten(1)
+        codevectors: Tensor = _StraightThrough.apply(soft, codes, self.codebooks())
         probabilities = logits.softmax(dim=-1)
         if counted is not None:
             probabilities = probabilities[counted]
@@ -138,6 +136,31 @@ class GumbelQuantizer(nn.Module):
         counts.scatter_add_(0, used, torch.ones_like(used, dtype=counts.dtype))
         mean = counts.view(self.groups, self.entries) * (self.groups / max(len(used), 1))
         return QuantizerOutput(codevectors, codes, mean)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Entries [N, D] that codes [N, G] choose from codebooks [G, V, d].
+
+    The codebooks' gradient is that of the hard choice, the soft choice's [N, G, V] that of the
+    entries mixed by it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, soft: Tensor, codes: Tensor, codebooks: Tensor) -> Tensor:
+        groups, entries, _ = codebooks.shape
+        flat = codes + entries * torch.arange(groups, device=codes.device)
+        ctx.save_for_backward(flat, codebooks)
+        return embedding(flat, codebooks.flatten(0, 1)).flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:  # type: ignore[override]
+        flat, codebooks = ctx.saved_tensors
+        gradient = gradient.view(len(gradient), len(codebooks), codebooks.shape[2])
+        with torch.autocast(gradient.device.type, enabled=False):
+            g_soft = (gradient.transpose(0, 1) @ codebooks.transpose(1, 2)).transpose(0, 1)
+            g_entries = torch.zeros_like(codebooks).flatten(0, 1)
+            g_entries.index_add_(0, flat.flatten(), gradient.flatten(0, 1))
+        return g_soft, None, g_entries.view_as(codebooks)
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from reproduce.errors import DataError
 from reproduce.model.codebook import CodeSums
@@ -257,12 +258,39 @@ class Recognizer(nn.Module):
         mask: Tensor | None = None,
         channel_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Waveform [B, T], lengths [B] in samples -> features [B, F, D], frames [B] for CTC."""
+        """Waveform [B, T], lengths [B] in samples -> features [B, F, D], frames [B] for CTC.
+
+        In eval mode the features don't depend on what else is in the batch: an encoder with
+        layer-norm extractor heeds the lengths, and one with group-norm extractor, which can't, is
+        given each utterance alone. In train mode its features depend on the padding, as in
+        transformers; so they do where ``input_length`` or the quantizers count padding as speech.
+        """
         told = lengths if self.input_length == "utterance" else None
         frozen = self.encoder_mode != "trained"
         with torch.no_grad() if frozen else nullcontext():
+            unmasked = mask is None and channel_mask is None
+            if told is not None and unmasked and self._alone(waveform, told):
+                return self._encode_alone(waveform, told)
             features, frames = self.encoder(waveform, told, mask=mask, channel_mask=channel_mask)
         return features, frames
+
+    def _alone(self, waveform: Tensor, lengths: Tensor) -> bool:
+        """Whether the utterances are encoded one by one."""
+        if self.encoder.training or self.heads.options.padding:
+            return False
+        if not isinstance(self.encoder, Encoder) or self.encoder.config.extractor != "group_norm":
+            return False
+        return bool((lengths < waveform.shape[1]).any())
+
+    def _encode_alone(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        encoder = cast(Encoder, self.encoder)
+        rows = [
+            encoder(row[None, :length]).features[0]
+            if encoder.frames(length)
+            else row.new_zeros(0, encoder.config.width)
+            for row, length in zip(waveform, lengths.tolist(), strict=True)
+        ]
+        return pad_sequence(rows, batch_first=True), encoder.frames(lengths).to(waveform.device)
 
     def forward(
         self,
@@ -377,7 +405,7 @@ def load_recognizer(folder: str | Path) -> Recognizer:
             do="Give a fine-tuned model: the model/ folder of a finetune run.",
         )
     own = config.get(_OWN, {})
-    settings = dict(own.get("rvq", {}))
+    settings = dict(own.get("rvq", {"padding": False}))
     levels, arm = settings.pop("levels", 0), own.get("arm", "no_rvq")
     vocabulary_size, dim = state["lm_head.weight"].shape
     try:

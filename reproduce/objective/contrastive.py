@@ -6,11 +6,14 @@ G codebooks, D dimension of comparison.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from reproduce.objective.frames import Frames
 
 COSINE_EPS = 1e-8
 """Floor of a vector's norm, as in ``torch.cosine_similarity``."""
@@ -60,9 +63,10 @@ def contrastive(
     targets: Tensor,
     codes: Tensor,
     negatives: Tensor,
-    mask: Tensor,
-    quantized: Tensor,
+    masked: Frames,
+    quantized: Frames,
     *,
+    entries: int,
     temperature: float = 0.1,
     remove_collisions: bool = True,
 ) -> ContrastiveTerms:
@@ -72,54 +76,41 @@ def contrastive(
     O(N K D).
 
     Args:
-        predictions: projected transformer outputs of the masked frames [N, D], in the row-major
-            order of ``mask``.
-        targets: projected quantized frames [M, D], in the row-major order of ``quantized``.
+        predictions: projected transformer outputs of the masked frames [N, D].
+        targets: projected quantized frames [M, D].
         codes: their codes [M, G].
         negatives: frames drawn as distractors [N, K], positions in 0..F-1 of the same utterance,
-            all of them in ``quantized``.
-        mask: masked frames [B, F] bool.
-        quantized: frames that have a target [B, F] bool; holds ``mask``.
+            all of them in ``quantized``; on the masks' device.
+        masked: the masked frames.
+        quantized: frames that have a target; they hold the masked ones.
+        entries: V, codes are 0..V-1.
         temperature: kappa, divides the cosines.
         remove_collisions: leave out distractors whose codes all equal the positive's.
     """
-    rows, frames = mask.nonzero(as_tuple=True)
-    index = quantized.flatten().cumsum(0).view_as(quantized) - 1  # [B, F] -> 0..M-1
-    first = index[:, :1] + 1 - quantized[:, :1].long()  # [B, 1]: an utterance's first target
-    positive_index, negative_index = index[rows, frames], index[rows[:, None], negatives]
-    offset = first[rows]  # [N, 1]
+    rows = masked.rows[:, None]
+    compared = torch.cat([masked.frames[:, None], negatives], dim=1)  # [N, 1 + K]
+    index = quantized.where.flatten().cumsum(0).view_as(quantized.where) - 1  # [B, F] -> 0..M-1
+    index = index[rows, compared]
+    within = masked.sent(index - quantized.first[rows])  # 0..targets of the utterance
 
     similarity = torch.bmm(
-        _by_utterance(normalize(predictions, dim=-1, eps=COSINE_EPS), mask),
-        _by_utterance(normalize(targets, dim=-1, eps=COSINE_EPS), quantized).transpose(1, 2),
+        masked.spread(normalize(predictions, dim=-1, eps=COSINE_EPS)),
+        quantized.spread(normalize(targets, dim=-1, eps=COSINE_EPS)).transpose(1, 2),
     )
-    order = mask.cumsum(dim=1) - 1
-    logits = similarity[rows, order[rows, frames]] / temperature  # [N, targets an utterance]
-    positive = logits.gather(1, positive_index[:, None] - offset).squeeze(1)
-    distractors = logits.gather(1, negative_index - offset)
+    logits = masked.gather(similarity).gather(1, within) / temperature
 
     removed = None
     if remove_collisions:
-        identity = code_identity(codes)
-        removed = identity[negative_index] == identity[positive_index][:, None]
-    return info_nce(positive, distractors, removed)
+        identity = code_identity(codes, entries)[masked.sent(index)]  # [N, 1 + K, words]
+        removed = (identity[:, 1:] == identity[:, :1]).all(dim=2)
+    return info_nce(logits[:, 0], logits[:, 1:], removed)
 
 
-def code_identity(codes: Tensor) -> Tensor:
-    """Numbers [M] that are equal exactly where all G codes [M, G] are equal."""
-    if len(codes) == 0:
-        return codes.new_zeros(0)
-    identity = codes[:, 0]
-    for column in codes.unbind(dim=1)[1:]:
-        paired = identity * (column.max() + 1) + column
-        identity = torch.unique(paired, return_inverse=True)[1]
-    return identity
-
-
-def _by_utterance(vectors: Tensor, where: Tensor) -> Tensor:
-    """Rows [N, D] at the true places of ``where`` [B, F] as [B, most in one utterance, D]."""
-    counts = where.sum(dim=1)
-    padded = vectors.new_zeros(len(where), int(counts.max()), vectors.shape[1])
-    slots = torch.arange(padded.shape[1], device=where.device) < counts[:, None]
-    padded[slots] = vectors
-    return padded
+def code_identity(codes: Tensor, entries: int) -> Tensor:
+    """Words of 63 bits [M, W] that are equal exactly where all G codes [M, G] in 0..V-1 are."""
+    a_word = int(63 / math.log2(entries))
+    words = []
+    for part in torch.split(codes, a_word, dim=1):  # type: ignore[no-untyped-call]
+        radix = entries ** torch.arange(part.shape[1], device=codes.device)
+        words.append((part * radix).sum(dim=1))
+    return torch.stack(words, dim=1)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from reproduce.compat import import_torchaudio
 from reproduce.errors import DataError
+from reproduce.model import operations
 from reproduce.model.encoder import Encoder, EncoderConfig
+from reproduce.objective.frames import Frames
 
 TINY = EncoderConfig(
     conv_channels=(32,) * 7,
@@ -141,12 +143,11 @@ def test_frames(samples: int) -> None:
         assert count == 0
 
 
-def test_masks() -> None:
+def test_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = make().eval()
     seen: list[Tensor] = []
-    encoder.transformer.pos_conv_embed.register_forward_pre_hook(  # type: ignore[union-attr]
-        lambda _, inputs: seen.append(inputs[0])
-    )
+    positions = encoder._positions
+    monkeypatch.setattr(encoder, "_positions", lambda h: (seen.append(h), positions(h))[1])
     waveform = torch.randn(2, 5000)
     frames = encoder.frames(5000)
     mask = torch.rand(2, frames) < 0.5
@@ -280,3 +281,96 @@ def test_torchaudio_built_for_another_cuda_still_loads() -> None:
         "Encoder(EncoderConfig(conv_channels=(8,) * 7, width=16, layers=1, heads=2))"
     )
     subprocess.run([sys.executable, "-c", probe], check=True)
+
+
+def test_wanted_frames_alone() -> None:
+    """The same outputs and gradients as picking them from all; also where layers are dropped."""
+    for config in (TINY, TINY_LAYER_NORM):
+        for rate in (0.0, 0.5, 1.0):
+            encoder = make(config, layer_drop=rate).train().double()
+            waveform, lengths = torch.randn(3, 6000).double(), torch.tensor([6000, 3500, 4100])
+            frames = encoder.frames(lengths)
+            where = torch.rand(3, int(frames.max())) < 0.3
+            where &= torch.arange(where.shape[1]) < frames[:, None]
+            where[2] = False
+            found = []
+            for wanted in (Frames(where), None):
+                torch.manual_seed(5)
+                encoder.zero_grad()
+                features = encoder(waveform, lengths, wanted=wanted).features
+                features = features if wanted else features[where]
+                weights = torch.arange(features.numel()).view_as(features).cos()
+                (features * weights).sum().backward()
+                found.append([features, *(p.grad for p in encoder.parameters())])
+            for ours, obvious in zip(*found, strict=True):
+                if obvious is None:
+                    assert ours is None
+                else:
+                    torch.testing.assert_close(ours, obvious, rtol=1e-9, atol=1e-11)
+
+
+@BOTH
+@pytest.mark.parametrize("train", [True, False])
+def test_own_convolutions_are_torchs(
+    config: EncoderConfig, train: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What accelerators, autocast and torch.compile take is what the CPU takes."""
+    encoder = make(config).train(train).double()
+    waveform, lengths = torch.randn(2, 5000).double(), torch.tensor([5000, 3600])
+    found = []
+    for own in (True, False):
+        if not own:
+            monkeypatch.setattr(operations, "has_own_convolutions", lambda _: False)
+        encoder.zero_grad()
+        features = encoder(waveform, lengths).features
+        features.square().sum().backward()
+        found.append([features, *(p.grad for p in encoder.parameters() if p.grad is not None)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
+
+
+def test_gradient_to_the_waveform() -> None:
+    encoder = make().eval()
+    waveform = torch.randn(1, 4000, requires_grad=True)
+    encoder(waveform).features.sum().backward()
+    assert waveform.grad is not None
+    assert waveform.grad.any()
+
+
+def test_compiled() -> None:
+    """The same numbers, one graph for all layers and lengths, weights under the same names."""
+    encoder = make()
+    names = set(encoder.state_dict())
+    batches = [torch.randn(2, samples) for samples in (5000, 4000, 4500)]
+    plain = [encoder(waveform).features for waveform in batches]
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    encoder.compile(backend=backend)
+    for waveform, expected in zip(batches, plain, strict=True):
+        torch.testing.assert_close(encoder(waveform).features, expected, rtol=1e-4, atol=1e-5)
+    assert len(graphs) == 2  # convolutions, and a layer
+    assert set(encoder.state_dict()) == names
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@BOTH
+def test_a_gpu_computes_what_the_cpu_does(
+    config: EncoderConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    encoder = make(config).train()
+    waveform, lengths = torch.randn(2, 5000), torch.tensor([5000, 3600])
+    where = torch.rand(2, encoder.frames(5000)) < 0.4
+    found = []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        encoder.to(device).zero_grad()
+        out = encoder(waveform.to(device), lengths, where, wanted=Frames(where, device))
+        out.features.square().sum().backward()
+        found.append([out.features.cpu(), *(p.grad.cpu() for p in encoder.parameters())])
+    for cpu, gpu in zip(*found, strict=True):
+        assert (gpu - cpu).norm() < 1e-3 * cpu.norm() + 1e-4

@@ -195,3 +195,70 @@ def test_negatives_outside_the_utterance() -> None:
     given["negatives"][0, 0] = given["mask"].shape[1]
     with pytest.raises(ValueError, match="outside 0"):
         model(**given)
+
+
+def train_short(precision: torch.dtype | None, device: str, updates: int = 24) -> list[float]:
+    """Loss over chance of each update; everything random alike in all precisions."""
+    torch.manual_seed(0)
+    model = make(2, encoder={"layer_drop": 0.0}).to(device).train()
+    given = inputs(model)
+    waveform = given.pop("waveform").to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    noise = torch.Generator(device).manual_seed(0)
+    curve = []
+    for _ in range(updates):
+        with torch.autocast(device, precision, enabled=precision is not None):
+            out = model(waveform, **given, gumbel_temperature=1.0, generator=noise)
+        optimizer.zero_grad()
+        (out.contrastive_loss / out.masked_frames).backward()
+        optimizer.step()
+        curve.append((out.contrastive_loss / out.chance_loss).item())
+    return curve
+
+
+def assert_converge_alike(exact: list[float], rounded: list[float]) -> None:
+    assert rounded[0] == pytest.approx(exact[0], abs=0.02)
+    ends = [sum(curve[-8:]) / 8 for curve in (exact, rounded)]
+    assert all(end < 0.97 for end in ends)
+    assert ends[1] == pytest.approx(ends[0], abs=0.06)
+
+
+def test_training_converges_alike_in_bf16() -> None:
+    assert_converge_alike(train_short(None, "cpu"), train_short(torch.bfloat16, "cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_training_converges_alike_on_a_gpu() -> None:
+    exact = train_short(None, "cuda", 60)
+    assert_converge_alike(exact, train_short(torch.bfloat16, "cuda", 60))
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        assert_converge_alike(exact, train_short(None, "cuda", 60))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("train", [True, False])
+def test_a_gpu_computes_what_the_cpu_does(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    off = {"layer_drop": 0.0, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+    model = make(encoder=off).train(train)
+    given = inputs(model)
+    noise = torch.zeros(int(given["mask"].sum()), 4, 12)
+    found = []
+    for device in ("cpu", "cuda"):
+        model.to(device).zero_grad()
+        own = given | {"waveform": given["waveform"].to(device)}
+        out = model(**own, gumbel_noise=noise.to(device))
+        out.contrastive_loss.backward()
+        found.append([value.cpu() for value in losses(out)])
+        if device == "cuda":  # the mask may lie there too
+            moved = {name: value.to(device) for name, value in given.items()}
+            again = model(**moved, gumbel_noise=noise.to(device))
+            torch.testing.assert_close(again.contrastive_loss, out.contrastive_loss)
+    for cpu, gpu in zip(*found, strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=1e-3, atol=1e-3)

@@ -176,6 +176,22 @@ def test_modes_of_the_encoder() -> None:
     assert model.encode(waveform, samples)[0].requires_grad
 
 
+@pytest.mark.parametrize("extractor", ["group_norm", "layer_norm"])
+def test_in_eval_mode_features_do_not_depend_on_the_batch(extractor: str) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(replace(CONFIG, extractor=extractor, conv_bias=extractor == "layer_norm"))
+    waveform, samples = torch.randn(3, 4000), torch.tensor([4000, 3000, 200])
+    model = Recognizer(encoder, bank(ARMS, CORRECTED)).eval()
+    features, frames = model.encode(waveform, samples)
+    assert frames.tolist() == [12, 9, 0]
+    for row in (0, 1):
+        alone = encoder(waveform[row : row + 1, : samples[row]]).features[0]
+        torch.testing.assert_close(features[row, : frames[row]], alone, rtol=1e-5, atol=1e-5)
+    # told to count padding as speech, it has to see the padding
+    padded = Recognizer(encoder, bank(ARMS, CORRECTED), input_length="padded").eval()
+    torch.testing.assert_close(padded.encode(waveform, samples)[0], encoder(waveform).features)
+
+
 def test_one_pass_of_the_encoder_feeds_all_arms() -> None:
     model = recognizer().eval()
     waveform, samples = torch.randn(2, 4000), torch.tensor([4000, 3000])

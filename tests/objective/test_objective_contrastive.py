@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reproduce.objective.contrastive import code_identity, contrastive, info_nce
+from reproduce.objective.frames import Frames
 
 TEMPERATURE = 0.1
 
@@ -67,7 +68,17 @@ def example(generator: torch.Generator, extra: bool) -> dict[str, Tensor]:
 @pytest.mark.parametrize("seed", range(3))
 def test_is_the_slow_loop(seed: int, extra: bool, remove: bool) -> None:
     inputs = example(torch.Generator().manual_seed(seed), extra)
-    terms = contrastive(**inputs, temperature=TEMPERATURE, remove_collisions=remove)
+    terms = contrastive(
+        inputs["predictions"],
+        inputs["targets"],
+        inputs["codes"],
+        inputs["negatives"],
+        Frames(inputs["mask"]),
+        Frames(inputs["quantized"]),
+        entries=2,
+        temperature=TEMPERATURE,
+        remove_collisions=remove,
+    )
     loss, chance, kept = slow(**inputs, remove=remove)
     assert terms.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert terms.chance.item() == pytest.approx(chance, rel=1e-5)
@@ -102,7 +113,7 @@ def test_all_negatives_removed_costs_nothing_and_has_no_nan() -> None:
 
 def test_no_masked_frame_gives_zero_with_a_graph() -> None:
     predictions = torch.zeros(0, 5, requires_grad=True)
-    nothing = torch.zeros(2, 8, dtype=torch.bool)
+    nothing = Frames(torch.zeros(2, 8, dtype=torch.bool))
     terms = contrastive(
         predictions,
         torch.zeros(0, 5),
@@ -110,16 +121,19 @@ def test_no_masked_frame_gives_zero_with_a_graph() -> None:
         torch.zeros(0, 4, dtype=torch.int64),
         nothing,
         nothing,
+        entries=3,
     )
     terms.loss.backward()
     assert terms.loss.item() == 0.0
     assert terms.count == 0
 
 
-@pytest.mark.parametrize("codebooks", [1, 2, 16])
-def test_code_identity(codebooks: int) -> None:
-    codes = torch.randint(2, (60, codebooks), generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("entries", [2, 320, 70_000])
+@pytest.mark.parametrize("codebooks", [1, 2, 16, 32])
+def test_code_identity(codebooks: int, entries: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    codes = entries - 1 - torch.randint(2, (60, codebooks), generator=generator)
     codes[30:] = codes[:30]
-    identity = code_identity(codes)
+    identity = code_identity(codes, entries)
     same = (codes[:, None] == codes[None]).all(dim=-1)
-    assert torch.equal(identity[:, None] == identity[None], same)
+    assert torch.equal((identity[:, None] == identity[None]).all(dim=-1), same)
