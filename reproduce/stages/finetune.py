@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from reproduce.data.batches import Batch, Speech
 from reproduce.data.vocabulary import Vocabulary
 from reproduce.errors import DataError, UsageError
-from reproduce.model.codebook import CodeSums
-from reproduce.model.interop import load_encoder
-from reproduce.model.masking import channel_mask, span_mask
-from reproduce.model.recognizer import EncoderMode, HeadBank, Recognizer, save_recognizer
+from reproduce.model.interop import CONFIG, PICKLED, SAFETENSORS, load_encoder
+from reproduce.model.recognizer import HeadBank, Recognizer
 from reproduce.model.rvq import RvqOptions
-from reproduce.objective.ctc import blank_frames, ctc_loss, greedy_decode
-from reproduce.objective.error_rates import character_errors, word_errors
-from reproduce.position import generator
 from reproduce.recipe.schema import Finetune, Recipe
-from reproduce.records import HYPOTHESES_COLUMNS, Outcome, RunRecord, WorkFolder, write_text
+from reproduce.records import RunRecord, WorkFolder
+from reproduce.stages.features import keep_features
 from reproduce.stages.grid import Context, open_context, run_grid
-from reproduce.stages.wiring import adamw, autocast, loop_settings, plan_of, speech_of
+from reproduce.stages.recognition import FinetuneTask, encoder_parameters
+from reproduce.stages.wiring import adamw, compile_encoder, loop_settings, plan_of, speech_of
 from reproduce.training.checkpoint import checkpoint_updates
 from reproduce.training.distributed import Ranks
-from reproduce.training.loop import Learner, Loop, Row, Task, Terms
-
-MOSTLY = 0.5
-"""A recognizer whose output is empty for more than this share of utterances is ``all_blank``."""
+from reproduce.training.loop import Learner, Loop
 
 
 def finetune(
@@ -92,7 +79,7 @@ def train_bank(
     train, valid = (speech_of(context, section, split) for split in ("train", "valid"))
     vocabulary = Vocabulary.make(context.recipe.data.vocabulary, train.texts)
     levels = {arm: context.recipe.finetune_arm(arm).rvq.levels for arm in arms}
-    encoder = load_encoder(encoder_path(context.recipe, context.work, seed))
+    encoder = load_encoder(encoder_path(context.recipe, context.work, seed, arms[0]))
     heads = HeadBank(
         levels,
         encoder.config.width,
@@ -103,6 +90,10 @@ def train_bank(
     )
     recognizer = Recognizer(encoder, heads, input_length=section.input_length)
     recognizer.to(context.ranks.device)
+    compile_encoder(context, encoder)
+    if deterministic(section) and section.keep_features != "no":
+        for speech in (train, valid):
+            speech.features = keep_features(context, recognizer, speech, section.keep_features)
     learners = []
     for arm in arms:
         parameters = list(heads.arm_parameters(arm))
@@ -115,6 +106,12 @@ def train_bank(
     plan = plan_of(section, len(train), seed)
     settings = loop_settings(section, "finetune", seed, plan, label)
     Loop(task, learners, train, plan, settings, context.ranks).run()
+
+
+def deterministic(section: Finetune) -> bool:
+    """Whether an utterance's features are the same in every batch of every epoch."""
+    frozen = section.train == "head" and section.encoder_mode == "eval"
+    return frozen and section.input_length == "utterance" and not section.rvq.padding
 
 
 def _rvq_options(section: Finetune) -> RvqOptions:
@@ -130,360 +127,36 @@ def _rvq_options(section: Finetune) -> RvqOptions:
     )
 
 
-def encoder_parameters(recognizer: Recognizer, section: Finetune) -> list[torch.nn.Parameter]:
-    """What ``train`` trains of the encoder: all of it, or all but the extractor."""
-    return [
-        parameter
-        for name, parameter in recognizer.encoder.named_parameters()
-        if section.train == "all" or not name.startswith("feature_extractor.")
-    ]
-
-
-def encoder_path(recipe: Recipe, work: WorkFolder, seed: int) -> str | Path:
-    """``finetune.encoder`` for a seed: a run of this work folder, or what `load_encoder` takes.
+def encoder_path(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -> str | Path:
+    """``finetune.encoder`` of an arm for a seed: a run of this work folder, or what `load_encoder`
+    takes.
 
     Raises:
         DataError: the run isn't finished.
     """
-    name = recipe.finetune.encoder
+    name = recipe.finetune_arm(arm).encoder
     match = re.fullmatch(r"([^/]+)/seed-(\d+|\{seed\})", name)
     if not match or Path(name).exists():
         return Path(name) if Path(name).exists() else name
-    arm, number = match[1], seed if match[2] == "{seed}" else int(match[2])
-    run = work.run("pretrain", arm, number)
+    number = seed if match[2] == "{seed}" else int(match[2])
+    run = work.run("pretrain", match[1], number)
     if not (run.model / "model.safetensors").exists():
         raise DataError(
             f"the encoder {run.name} isn't finished",
             where="finetune.encoder",
-            do=f"pretrain it first: w2vrep pretrain RECIPE --work {work.root} --arm {arm} "
+            do=f"pretrain it first: w2vrep pretrain RECIPE --work {work.root} --arm {match[1]} "
             f"--seed {number}",
         )
     return run.model
 
 
-def settings_of_encoder(recipe: Recipe, work: WorkFolder, seed: int) -> dict[str, Any]:
-    """Hash of a local encoder's weights, so that runs on another one aren't taken for the same."""
-    path = encoder_path(recipe, work, seed)
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        file = Path(path) / name
-        if file.is_file():
-            with open(file, "rb") as opened:
-                return {"encoder_sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
-    return {}
-
-
-class FinetuneTask(Task):
-    """CTC over one encoder and a bank of heads."""
-
-    metric_names = ("ctc_loss", "zeroed", "blank_rate")
-    total_names = ("zeroed",)
-
-    def __init__(
-        self,
-        recognizer: Recognizer,
-        section: Finetune,
-        vocabulary: Vocabulary,
-        train: Speech,
-        valid: Speech,
-        seed: int,
-        context: Context,
-        learners: Sequence[Learner],
-    ) -> None:
-        self.recognizer, self.section, self.vocabulary = recognizer, section, vocabulary
-        self.train, self.valid, self.seed, self.context = train, valid, seed, context
-        self.device = context.ranks.device
-        self.names = {learner.run.arm: learner.name for learner in learners}
-        self.micro_batches = 1
-        self.update_sums: dict[str, CodeSums] = {}
-        self.window: dict[str, CodeSums] = {}
-        self.last_valid: dict[str, _Validated] = {}
-        unseen = sorted(set().union(*(vocabulary.unknown(text) for text in valid.texts)))
-        if unseen and context.ranks.main:
-            shown = " ".join(unseen)
-            print(f"warning: characters not in the vocabulary: {shown}", file=sys.stderr)
-
-    # -------------------------------------------------------------------------------- one update
-
-    def begin_update(self, update: int, micro_batches: Sequence[Sequence[int]]) -> None:
-        self.micro_batches = len(micro_batches)
-        self.recognizer.set_encoder_mode(self._encoder_mode(update))
-        trained = {id(p) for p in encoder_parameters(self.recognizer, self.section)}
-        for parameter in self.recognizer.encoder.parameters():
-            active = self.recognizer.encoder_mode == "trained" and id(parameter) in trained
-            parameter.requires_grad_(active)
-        if self.recognizer.needs_codebooks:
-            batches = (self.train.collate(positions) for positions in micro_batches)
-            self.recognizer.initialize_codebooks(
-                (batch.waveform.to(self.device), batch.lengths) for batch in batches
-            )
-        self.recognizer.train()
-        self.update_sums = {}
-
-    def _encoder_mode(self, update: int) -> EncoderMode:
-        section = self.section
-        if section.train == "head":
-            return "frozen_eval" if section.encoder_mode == "eval" else "frozen_train"
-        waits = update <= round(section.transformer_from * section.updates)
-        return "frozen_train" if waits else "trained"
-
-    def counts(self, micro_batches: Sequence[Sequence[int]]) -> list[int]:
-        return [len(positions) for positions in micro_batches]
-
-    def forward(self, update: int, index: int, batch: Batch) -> dict[str, Terms]:
-        mask, channels = self._masks(update, index, batch)
-        with autocast(self.context):
-            out = self.recognizer(
-                batch.waveform.to(self.device, non_blocking=True),
-                batch.lengths,
-                mask,
-                channels,
-                micro_batch=(index, self.micro_batches),
-            )
-        targets, sizes = self._targets(batch.texts)
-        terms: dict[str, Terms] = {}
-        for arm, logits in out.logits.items():
-            ctc = ctc_loss(logits, targets, out.lengths, sizes, self.vocabulary.blank)
-            loss = ctc.loss
-            if arm in out.commitment and self.section.rvq.commitment > 0:
-                mean = out.commitment[arm] / max(1, out.frames)
-                loss = loss + self.section.rvq.commitment * mean * ctc.utterances
-            blanks, frames = blank_frames(logits.detach(), out.lengths, self.vocabulary.blank)
-            terms[self.names[arm]] = Terms(
-                loss,
-                {
-                    "ctc_loss": (ctc.loss, ctc.utterances),
-                    "zeroed": (ctc.zeroed, ctc.utterances),
-                    "blank_rate": (blanks, frames),
-                },
-            )
-            if arm in out.sums:
-                _accumulate(self.update_sums, arm, out.sums[arm])
-        return terms
-
-    def _masks(
-        self, update: int, index: int, batch: Batch
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Time and channel masks, where the encoder is in train mode."""
-        options = self.section.masking
-        if self.recognizer.encoder_mode == "frozen_eval":
-            return None, None
-        encoder: Any = self.recognizer.encoder
-        total = encoder.frames(batch.waveform.shape[1])
-        frames = [encoder.frames(int(length)) for length in batch.lengths]
-        if self.section.input_length == "padded":
-            frames = [total] * len(frames)
-        mask = channels = None
-        if options.probability > 0:
-            mask = torch.from_numpy(
-                span_mask(
-                    frames,
-                    total,
-                    probability=options.probability,
-                    length=options.length,
-                    min_spans=options.min_spans,
-                    spans_drawn=options.spans_drawn,
-                    rng=generator(self.seed, "mask", update, index),
-                )
-            )
-        if options.channel_probability > 0:
-            channels = torch.from_numpy(
-                channel_mask(
-                    len(frames),
-                    encoder.config.width,
-                    probability=options.channel_probability,
-                    length=options.channel_length,
-                    rng=generator(self.seed, "channel mask", update, index),
-                )
-            )
-        return mask, channels
-
-    def _targets(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Concatenated token ids and the number of each utterance."""
-        ids = [self.vocabulary.encode(text) for text in texts]
-        flat = [token for tokens in ids for token in tokens]
-        return torch.tensor(flat, dtype=torch.int64), torch.tensor([len(t) for t in ids])
-
-    def end_update(self, update: int, ranks: Ranks) -> None:
-        bank = self.recognizer.heads.quantizers
-        if bank is None:
-            return
-        if self.section.rvq.ema == "update":
-            ranks.sum_(bank.pending())
-            bank.apply_update()
-        for arm in self.recognizer.heads.quantized_arms:
-            sums = self.update_sums.get(arm) or self._no_sums(arm)
-            ranks.sum_(sums.tensors())
-            _accumulate(self.window, arm, sums)
-
-    def _no_sums(self, arm: str) -> CodeSums:
-        """What an idle rank adds."""
-        levels = self.recognizer.heads.arms[arm]
-        codes = self.section.rvq.codes
-        return CodeSums(
-            torch.zeros(levels, dtype=torch.float64, device=self.device),
-            torch.zeros(levels, codes, dtype=torch.int64, device=self.device),
-        )
-
-    def values(self, update: int, learner: Learner) -> Row:
-        sums = self.window.pop(learner.run.arm, None)
-        return {} if sums is None else _rvq_columns(sums)
-
-    # -------------------------------------------------------------------------------- validation
-
-    @torch.no_grad()
-    def validate(self, update: int, ranks: Ranks) -> dict[str, Row]:
-        """CTC loss, error rates and blank rate over the whole validation set."""
-        self.recognizer.eval()
-        size = self.section.validation.batch_size
-        positions = list(range(len(self.valid)))
-        batches = [positions[i : i + size] for i in range(0, len(positions), size)]
-        own = [(i, self._validate_batch(batch)) for i, batch in ranks.mine(batches)]
-        parts = sorted((p for part in ranks.gather(own) for p in part), key=lambda p: p[0])
-        references = [self.vocabulary.normalize(text) for text in self.valid.texts]
-        rows: dict[str, Row] = {}
-        for arm in self.recognizer.heads.arms:
-            found = _Validated.join([part[arm] for _, part in parts])
-            self.last_valid[arm] = found
-            rows[self.names[arm]] = {
-                "ctc_loss": found.loss / len(references),
-                "wer": word_errors(references, found.hypotheses).rate,
-                "cer": character_errors(references, found.hypotheses).rate,
-                "blank_rate": found.blanks / max(1, found.frames),
-                "zeroed": found.zeroed,
-                "audio_seconds": self.valid.seconds,
-                **({} if found.sums is None else _rvq_columns(found.sums)),
-            }
-        return rows
-
-    def _validate_batch(self, positions: list[int]) -> dict[str, _Validated]:
-        batch = self.valid.collate(positions)
-        with autocast(self.context):
-            out = self.recognizer(batch.waveform.to(self.device), batch.lengths)
-        targets, sizes = self._targets(batch.texts)
-        found = {}
-        for arm, logits in out.logits.items():
-            ctc = ctc_loss(logits, targets, out.lengths, sizes, self.vocabulary.blank)
-            blanks, frames = blank_frames(logits, out.lengths, self.vocabulary.blank)
-            decoded = greedy_decode(logits, out.lengths, self.vocabulary.blank)
-            sums = out.sums.get(arm)
-            found[arm] = _Validated(
-                float(ctc.loss),
-                int(ctc.zeroed),
-                blanks,
-                frames,
-                [self.vocabulary.decode(ids) for ids in decoded],
-                None if sums is None else CodeSums(*(t.cpu() for t in sums.tensors())),
-            )
-        return found
-
-    # ------------------------------------------------------------------------ state and the end
-
-    def state(self, learner: Learner) -> dict[str, Any]:
-        arm = learner.run.arm
-        sums = self.window.get(arm)
-        state: dict[str, Any] = {
-            "arm": self.recognizer.heads.arm_state(arm),
-            "window": None if sums is None else sums.tensors(),
-        }
-        if self.section.train != "head":
-            state["encoder"] = self.recognizer.encoder.state_dict()
-        return state
-
-    def load_state(self, learner: Learner, state: dict[str, Any]) -> None:
-        self.recognizer.heads.load_arm_state(learner.run.arm, state["arm"])
-        if state["window"] is not None:
-            self.window[learner.run.arm] = CodeSums(*state["window"])
-        if "encoder" in state:
-            self.recognizer.encoder.load_state_dict(state["encoder"])
-
-    def drop(self, learner: Learner) -> None:
-        self.recognizer.heads.drop(learner.run.arm)
-        self.window.pop(learner.run.arm, None)
-
-    def finish(self, learner: Learner) -> Outcome:
-        arm, run = learner.run.arm, learner.run
-        if arm not in self.last_valid:  # stopped between the last update and here
-            self.validate(self.section.updates, self.context.ranks)
-        found = self.last_valid[arm]
-        if self.context.ranks.main:
-            save_recognizer(run.model, self.recognizer, arm, blank=self.vocabulary.blank)
-            extractor = self.recognizer.encoder.config.extractor  # type: ignore[union-attr]
-            self.vocabulary.save_tokenizer_files(
-                run.model,
-                attention_mask=extractor == "layer_norm",  # type: ignore[arg-type]
-            )
-            write_text(run.hypotheses, self._hypotheses(found.hypotheses))
-            if found.sums is not None:
-                self._write_codes(run.codes, arm, found.sums)
-        empty = sum(not hypothesis.strip() for hypothesis in found.hypotheses)
-        return "all_blank" if empty > MOSTLY * len(found.hypotheses) else "ok"
-
-    def _hypotheses(self, hypotheses: Sequence[str]) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(HYPOTHESES_COLUMNS)
-        for name, reference, hypothesis in zip(
-            self.valid.ids, self.valid.texts, hypotheses, strict=True
-        ):
-            reference = self.vocabulary.normalize(reference)
-            errors = word_errors([reference], [hypothesis]).errors
-            writer.writerow([name, reference, hypothesis, errors])
-        return text.getvalue()
-
-    def _write_codes(self, path: Path, arm: str, sums: CodeSums) -> None:
-        """All levels: codebooks; counts, residual error, perplexity, dead codes on validation."""
-        levels = sums.levels()
-        np.savez_compressed(
-            path,
-            codebooks=self.recognizer.heads.arm_state(arm)["rvq.codebooks"].cpu().numpy(),
-            code_counts=sums.counts.cpu().numpy(),
-            mse=np.array([level.mse for level in levels]),
-            perplexity=np.array([level.perplexity for level in levels]),
-            dead_codes=np.array([level.dead_codes for level in levels]),
-        )
-
-
-class _Validated:
-    """One arm's validation: sums, hypotheses and code statistics of some batches."""
-
-    def __init__(
-        self,
-        loss: float,
-        zeroed: int,
-        blanks: int,
-        frames: int,
-        hypotheses: list[str],
-        sums: CodeSums | None,
-    ) -> None:
-        self.loss, self.zeroed, self.blanks, self.frames = loss, zeroed, blanks, frames
-        self.hypotheses, self.sums = hypotheses, sums
-
-    @classmethod
-    def join(cls, parts: Sequence[_Validated]) -> _Validated:
-        """Added up in the order given."""
-        sums: dict[str, CodeSums] = {}
-        for part in parts:
-            if part.sums is not None:
-                _accumulate(sums, "", part.sums)
-        return cls(
-            sum(part.loss for part in parts),
-            sum(part.zeroed for part in parts),
-            sum(part.blanks for part in parts),
-            sum(part.frames for part in parts),
-            [hypothesis for part in parts for hypothesis in part.hypotheses],
-            sums.get(""),
-        )
-
-
-def _accumulate(total: dict[str, CodeSums], arm: str, sums: CodeSums) -> None:
-    total[arm] = total[arm] + sums if arm in total else sums
-
-
-def _rvq_columns(sums: CodeSums) -> Row:
-    """The last level's statistics."""
-    last = sums.levels()[-1]
-    return {
-        "rvq_mse": last.mse,
-        "rvq_perplexity": last.perplexity,
-        "rvq_dead_codes": last.dead_codes,
-    }
+def settings_of_encoder(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -> dict[str, Any]:
+    """Hash of a local encoder's files, so that runs on another one aren't taken for the same."""
+    path = Path(encoder_path(recipe, work, seed, arm))
+    weights = [path / name for name in (SAFETENSORS, PICKLED) if (path / name).is_file()]
+    if not weights:  # a name, which stands for the same weights everywhere
+        return {}
+    digest = hashlib.sha256()
+    for file in (path / CONFIG, weights[0]):
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    return {"encoder_sha256": digest.hexdigest()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from reproduce.recipe.schema import Recipe, settings_sha256
 from reproduce.records import RunFolder, RunRecord, Stage, WorkFolder
 from reproduce.stages.prepare import save_recipe
 from reproduce.training.distributed import Ranks
+from reproduce.training.memory import keep_freed_memory
 from reproduce.training.provenance import device_name, git_commit, now, versions
 
 
@@ -31,13 +33,13 @@ class Context:
     manifest: Manifest
     ranks: Ranks
     stage: Stage
-    more_settings: Callable[[Recipe, WorkFolder, int], dict[str, Any]] | None = None
+    more_settings: Callable[[Recipe, WorkFolder, int, str], dict[str, Any]] | None = None
 
     def settings(self, arm: str, seed: int) -> dict[str, Any]:
         """What decides the numbers of a run, for its hash."""
         settings = self.recipe.settings(self.stage, arm)
         if self.more_settings is not None:
-            settings |= self.more_settings(self.recipe, self.work, seed)
+            settings |= self.more_settings(self.recipe, self.work, seed, arm)
         return settings
 
     def say(self, text: str) -> None:
@@ -50,17 +52,20 @@ def open_context(
     work: WorkFolder,
     ranks: Ranks,
     stage: Stage,
-    more_settings: Callable[[Recipe, WorkFolder, int], dict[str, Any]] | None = None,
+    more_settings: Callable[[Recipe, WorkFolder, int, str], dict[str, Any]] | None = None,
 ) -> Context:
     """Read the manifest and set up threads and precision.
 
     Args:
-        more_settings: (recipe, work, seed) -> what decides a run's numbers beside the recipe.
+        more_settings: (recipe, work, seed, arm) -> what decides a run's numbers beside the recipe.
 
     Raises:
-        DataError: nothing is prepared.
+        DataError: nothing is prepared, or not the training subset that the recipe requires.
     """
     manifest = Manifest.read(work.data)
+    manifest.summary.require_subset(recipe.data.subset, recipe.data.subset_sha256)
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     if recipe.compute.threads is not None:
         torch.set_num_threads(recipe.compute.threads)
     tf32 = recipe.compute.precision != "float32"
@@ -176,12 +181,13 @@ def _open(
     before = _read(run)
     if before is not None:
         _require_same(run, before, settings, context.manifest.sha256)
-        if before.status == "finished":
-            notes.append(f"{run.name}: finished before")
-            return None
         if before.outcome == "diverged":
             notes.append(f"{run.name}: diverged before; delete its folder to train it anew")
             diverged.append(run.name)
+            return None
+        if before.status == "finished":
+            shutil.rmtree(run.checkpoints, ignore_errors=True)  # killed before it could
+            notes.append(f"{run.name}: finished before")
             return None
     return RunRecord(
         arm=run.arm,

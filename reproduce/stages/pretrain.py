@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,14 @@ from reproduce.position import derive_seed, generator
 from reproduce.recipe.schema import Model, Pretrain, Recipe
 from reproduce.records import AT_CHANCE_MARGIN, Outcome, RunRecord, WorkFolder
 from reproduce.stages.grid import Context, open_context, run_grid
-from reproduce.stages.wiring import adamw, autocast, loop_settings, plan_of, speech_of
+from reproduce.stages.wiring import (
+    adamw,
+    autocast,
+    compile_encoder,
+    loop_settings,
+    plan_of,
+    speech_of,
+)
 from reproduce.training.distributed import Ranks
 from reproduce.training.loop import Learner, Loop, Row, Task, Terms
 from reproduce.training.schedule import GumbelTemperature
@@ -45,6 +53,7 @@ def train_arm(context: Context, arm: str, seed: int, record: RunRecord, label: s
     """One run, from its newest checkpoint or from the start."""
     section = context.recipe.pretrain_arm(arm)
     model = build_model(context.recipe.model, section, seed).to(context.ranks.device)
+    compile_encoder(context, model.encoder)
     train, valid = (speech_of(context, section, split) for split in ("train", "valid"))
     task = PretrainTask(model, section, train, valid, seed, context)
     optimizer = adamw(model.parameters(), section)
@@ -157,9 +166,9 @@ class PretrainTask(Task):
         with autocast(self.context):
             out = self.model(
                 batch.waveform.to(self.device, non_blocking=True),
-                batch.lengths.to(self.device),
-                torch.from_numpy(mask).to(self.device),
-                torch.from_numpy(negatives).to(self.device),
+                batch.lengths,
+                torch.from_numpy(mask),
+                torch.from_numpy(negatives),
                 gumbel_temperature=self.temperature(update),
                 generator=noise,
             )
@@ -263,9 +272,9 @@ class PretrainTask(Task):
         with autocast(self.context):
             out = self.model(
                 batch.waveform.to(self.device),
-                batch.lengths.to(self.device),
-                torch.from_numpy(mask).to(self.device),
-                torch.from_numpy(negatives).to(self.device),
+                batch.lengths,
+                torch.from_numpy(mask),
+                torch.from_numpy(negatives),
             )
         return {
             "contrastive_loss": float(out.contrastive_loss),
@@ -343,6 +352,8 @@ def outcome_of(valid: Row, codebooks: int) -> Outcome:
     perplexity, loss, chance = (
         valid.get(name) for name in ("perplexity", "contrastive_loss", "chance_loss")
     )
+    if isinstance(loss, float) and not math.isfinite(loss) and valid.get("mask_fraction"):
+        return "diverged"
     if isinstance(perplexity, float) and perplexity / codebooks < COLLAPSED_PERPLEXITY:
         return "collapsed"
     known = isinstance(loss, float) and isinstance(chance, float)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from reproduce.data.batches import Plan, Speech
+from reproduce.model.encoder import Encoder
 from reproduce.position import generator
 from reproduce.recipe import schema
 from reproduce.recipe.schema import Pretrain
@@ -89,6 +90,12 @@ def speech_of(context: Context, section: schema.Stage, split: str) -> Speech:
             what=f"{split} utterance",
         )
     return Speech(rows, context.manifest.audio, what=f"{split} utterance")
+
+
+def compile_encoder(context: Context, encoder: Encoder) -> None:
+    """torch.compile where the recipe says so."""
+    if context.recipe.compute.compile:
+        encoder.compile()
 
 
 def autocast(context: Context) -> AbstractContextManager[Any]:

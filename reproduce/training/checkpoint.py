@@ -38,11 +38,11 @@ def save_checkpoint(folder: Path, update: int, state: dict[str, Any]) -> Path:
         file.flush()
         os.fsync(file.fileno())
     if target.exists():  # a damaged one of the same update
-        shutil.rmtree(target)
+        _remove(target)
     os.replace(temporary, target)
     _sync_folder(folder)
     for old in list(_newest_first(folder))[KEEP:]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     for litter in folder.glob(".update-*.tmp"):
         shutil.rmtree(litter, ignore_errors=True)
     return target
@@ -60,6 +60,24 @@ def load_checkpoint(
     path = folder / f"update-{update}" / STATE
     state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
     return state
+
+
+def drop_later_checkpoints(folder: Path, update: int) -> None:
+    """Forget those after ``update``, which training goes on from: damaged, or not of all learners.
+
+    They don't belong to the metrics.csv that is written from here on.
+    """
+    for path in _newest_first(folder):
+        if _update(path) > update:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Under a temporary name first, so that a checkpoint is never there by half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.replace(path, temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:

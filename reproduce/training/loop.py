@@ -14,6 +14,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal
@@ -26,7 +27,12 @@ from reproduce.data.batches import Batch, Plan, Speech, prefetch
 from reproduce.errors import InterruptedRun
 from reproduce.position import derive_seed, generator
 from reproduce.records import METRIC_COLUMNS, Outcome, RunFolder, RunRecord, Stage, Status
-from reproduce.training.checkpoint import checkpoint_updates, load_checkpoint, save_checkpoint
+from reproduce.training.checkpoint import (
+    checkpoint_updates,
+    drop_later_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from reproduce.training.distributed import Ranks
 from reproduce.training.metrics import Means, MetricsFile
 from reproduce.training.provenance import now
@@ -176,7 +182,8 @@ class StopRequest:
             os._exit(128 + number)
         self.signal_number = number
         if int(os.environ.get("RANK", "0")) == 0:
-            print("\nstopping after this update; once more quits at once", file=sys.stderr)
+            # not print: the signal may have come in the middle of one
+            os.write(2, b"\nstopping after this update; once more quits at once\n")
 
 
 class Loop:
@@ -210,10 +217,11 @@ class Loop:
         """Train, validate, checkpoint; write every learner's record.
 
         Raises:
-            InterruptedRun: SIGINT or SIGTERM, after a checkpoint.
+            InterruptedRun: SIGINT or SIGTERM, after a checkpoint or at the run's end.
         """
         first = self._resume() + 1
         for learner in self.learners:
+            learner.record.updates = first - 1
             self._write_record(learner, "running")
         last = self.settings.updates
         bar = tqdm(
@@ -225,10 +233,10 @@ class Loop:
             dynamic_ncols=True,
             leave=False,
         )
-        with StopRequest() as stop, bar:
-            batches = prefetch(self._collate, first, last)
+        batches = prefetch(self._collate, first, last)
+        with StopRequest() as stop, bar, closing(batches):
             for update in range(first, last + 1):
-                number = self._update(update, next(batches), stop.signal_number)
+                number = self._update(update, next(batches), stop)
                 bar.update()
                 self._rows(update, bar)
                 if not any(learner.active for learner in self.learners):
@@ -237,18 +245,27 @@ class Loop:
                     self._checkpoint(update)
                 if number and update < last:
                     self._interrupted(update, number)
-            batches.close()
             for learner in self.learners:
                 if learner.active:
                     self._finish(learner)
+        if number := max(self.ranks.gather(stop.signal_number)):
+            raise InterruptedRun(
+                "stopped at the end of the run",
+                where=", ".join(learner.name for learner in self.learners),
+                do="run the same command again to go on with what is left",
+                signal_number=number,
+            )
 
     def _collate(self, update: int) -> list[Batch]:
         """This rank's micro-batches of an update."""
         mine = self.ranks.mine(self.plan.update(update))
         seed = self.settings.seed
-        return [self.speech.collate(b, generator(seed, "crop", update, j)) for j, b in mine]
+        return [
+            self.speech.collate(b, generator(seed, "crop", update, j)).pinned(self.ranks.device)
+            for j, b in mine
+        ]
 
-    def _update(self, update: int, batches: list[Batch], stop: int) -> int:
+    def _update(self, update: int, batches: list[Batch], stop: StopRequest) -> int:
         """One optimizer step; returns the signal that any rank received."""
         settings, ranks = self.settings, self.ranks
         micro = self.plan.update(update)
@@ -269,7 +286,7 @@ class Loop:
             totals.add(terms)
         gradients = [learner.gradients() for learner in active]
         ranks.sum_([gradient for group in gradients for gradient in group])
-        totals.add_stop(stop)
+        totals.add_stop(stop.signal_number)
         ranks.sum_([totals.values])
         values, number = totals.read()
         for group in gradients:
@@ -372,6 +389,11 @@ class Loop:
             common = sorted(set.intersection(*found)) if found else []
         update = self.ranks.gather(common[-1] if common else 0)[0]
         for learner in self.learners:
+            if self.ranks.main:
+                drop_later_checkpoints(learner.run.checkpoints, update)
+                for folder in (learner.run.root, learner.run.model):
+                    for half_written in folder.glob(".*.tmp"):  # by a process that was killed
+                        half_written.unlink()
             if update:
                 folder = learner.run.checkpoints
                 state = load_checkpoint(folder, update, self.ranks.device)
@@ -415,11 +437,11 @@ class Loop:
             tqdm.write(f"{learner.name}: diverged at update {update}", file=sys.stderr)
 
     def _finish(self, learner: Learner) -> None:
-        if self.ranks.main:
-            learner.record.outcome = self.task.finish(learner)
-        else:
-            self.task.finish(learner)
-        self._write_record(learner, "finished", self.settings.updates)
+        learner.record.outcome = self.task.finish(learner)
+        diverged = learner.record.outcome == "diverged"
+        if diverged:
+            learner.record.reason = "validation loss not finite after the last update"
+        self._write_record(learner, "failed" if diverged else "finished", self.settings.updates)
         if self.ranks.main:
             shutil.rmtree(learner.run.checkpoints, ignore_errors=True)
         self.ranks.barrier()

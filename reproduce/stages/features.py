@@ -1,0 +1,102 @@
+"""Encode once: a deterministic encoder's features in the work folder, for all arms and seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import ExitStack
+
+import torch
+from tqdm import tqdm
+
+from reproduce.data.batches import Speech
+from reproduce.data.features import FeatureFile, FeatureType
+from reproduce.errors import W2vrepError
+from reproduce.model.encoder import Encoder
+from reproduce.model.recognizer import Recognizer
+from reproduce.stages.grid import Context
+from reproduce.stages.wiring import autocast
+
+FORMAT = 1
+"""Of the files; another one is another name."""
+
+
+def keep_features(
+    context: Context, recognizer: Recognizer, speech: Speech, dtype: FeatureType
+) -> FeatureFile:
+    """The features of a selection; computed if they aren't there, by all ranks together.
+
+    Each utterance is encoded by itself, without padding. Whoever finds another process at it
+    waits for that one's file.
+
+    Raises:
+        DataError: no room on the disk, or features that aren't finite.
+    """
+    encoder = recognizer.encoder
+    assert isinstance(encoder, Encoder)
+    frames = [encoder.frames(samples) for samples in speech.lengths(range(len(speech)))]
+    name = f"{_key(context, encoder, speech)}.{dtype}"
+    kept = FeatureFile(context.work.features / name, frames, encoder.config.width, dtype)
+    ranks = context.ranks
+    with ExitStack() as held:
+        due, problem = False, None
+        if ranks.main:
+            try:
+                held.enter_context(
+                    kept.lock(lambda: context.say("another process computes the features: waiting"))
+                )
+                due = not kept.whole
+                if due:
+                    kept.begin()
+            except W2vrepError as error:
+                problem = error
+        due, problem = ranks.gather((due, problem))[0]
+        if problem is not None:
+            raise problem
+        if due:
+            _encode(context, recognizer, speech, kept)
+            ranks.barrier()
+            if ranks.main:
+                kept.publish()
+                context.say(f"features kept: {kept.path} ({kept.size / 1e6:.1f} MB)")
+        ranks.barrier()
+    return kept
+
+
+@torch.no_grad()
+def _encode(context: Context, recognizer: Recognizer, speech: Speech, kept: FeatureFile) -> None:
+    """This rank's utterances into the partial file."""
+    recognizer.eval()
+    with tqdm(
+        total=round(speech.seconds),
+        desc="encoding",
+        unit="s",
+        disable=None if context.ranks.main else True,
+        dynamic_ncols=True,
+        leave=False,
+    ) as bar:
+        for position, _ in context.ranks.mine(range(len(speech))):
+            batch = speech.collate([position])
+            with autocast(context):
+                features, _ = recognizer.encode(
+                    batch.waveform.to(context.ranks.device), batch.lengths
+                )
+            kept.write(position, features[0])
+            bar.update(context.ranks.world * batch.seconds)
+
+
+def _key(context: Context, encoder: Encoder, speech: Speech) -> str:
+    """Of everything that decides the features: weights, shape, utterances, arithmetic."""
+    digest = hashlib.sha256()
+    about = {
+        "format": FORMAT,
+        "encoder": encoder.config.to_huggingface(),
+        "manifest": context.manifest.sha256,
+        "utterances": speech.ids,
+        "precision": context.recipe.compute.precision,
+    }
+    digest.update(json.dumps(about, sort_keys=True).encode())
+    for name, weight in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,367 @@
+"""The fine-tuning task: CTC over one encoder and a bank of heads, with validation and outputs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reproduce.data.batches import Batch, Speech
+from reproduce.data.vocabulary import Vocabulary
+from reproduce.model.codebook import CodeSums
+from reproduce.model.masking import channel_mask, span_mask
+from reproduce.model.recognizer import EncoderMode, HeadBankOutput, Recognizer, save_recognizer
+from reproduce.objective.ctc import blank_frames, ctc_loss, greedy_decode
+from reproduce.objective.error_rates import character_errors, word_errors
+from reproduce.position import generator
+from reproduce.recipe.schema import Finetune
+from reproduce.records import HYPOTHESES_COLUMNS, Outcome, write_text
+from reproduce.stages.grid import Context
+from reproduce.stages.wiring import autocast
+from reproduce.training.distributed import Ranks
+from reproduce.training.loop import Learner, Row, Task, Terms
+
+MOSTLY = 0.5
+"""A recognizer whose output is empty for more than this share of utterances is ``all_blank``."""
+
+
+def encoder_parameters(recognizer: Recognizer, section: Finetune) -> list[torch.nn.Parameter]:
+    """What ``train`` trains of the encoder: all of it, or all but the extractor."""
+    return [
+        parameter
+        for name, parameter in recognizer.encoder.named_parameters()
+        if section.train == "all" or not name.startswith("feature_extractor.")
+    ]
+
+
+class FinetuneTask(Task):
+    """CTC over one encoder and a bank of heads."""
+
+    metric_names = ("ctc_loss", "zeroed", "blank_rate")
+    total_names = ("zeroed",)
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        section: Finetune,
+        vocabulary: Vocabulary,
+        train: Speech,
+        valid: Speech,
+        seed: int,
+        context: Context,
+        learners: Sequence[Learner],
+    ) -> None:
+        self.recognizer, self.section, self.vocabulary = recognizer, section, vocabulary
+        self.train, self.valid, self.seed, self.context = train, valid, seed, context
+        self.device = context.ranks.device
+        self.names = {learner.run.arm: learner.name for learner in learners}
+        self.micro_batches = 1
+        self.update_sums: dict[str, CodeSums] = {}
+        self.window: dict[str, CodeSums] = {}
+        self.last_valid: dict[str, _Validated] = {}
+        unseen = sorted(set().union(*(vocabulary.unknown(text) for text in valid.texts)))
+        if unseen and context.ranks.main:
+            shown = " ".join(unseen)
+            print(f"warning: characters not in the vocabulary: {shown}", file=sys.stderr)
+
+    # -------------------------------------------------------------------------------- one update
+
+    def begin_update(self, update: int, micro_batches: Sequence[Sequence[int]]) -> None:
+        self.micro_batches = len(micro_batches)
+        self.recognizer.set_encoder_mode(self._encoder_mode(update))
+        trained = {id(p) for p in encoder_parameters(self.recognizer, self.section)}
+        for parameter in self.recognizer.encoder.parameters():
+            active = self.recognizer.encoder_mode == "trained" and id(parameter) in trained
+            parameter.requires_grad_(active)
+        if self.recognizer.needs_codebooks:
+            batches = (self.train.collate(positions) for positions in micro_batches)
+            self.recognizer.initialize_codebooks(
+                (self._inputs(batch) for batch in batches), features=self.train.features is not None
+            )
+        self.recognizer.train()
+        self.update_sums = {}
+
+    def _encoder_mode(self, update: int) -> EncoderMode:
+        section = self.section
+        if section.train == "head":
+            return "frozen_eval" if section.encoder_mode == "eval" else "frozen_train"
+        waits = update <= round(section.transformer_from * section.updates)
+        return "frozen_train" if waits else "trained"
+
+    def counts(self, micro_batches: Sequence[Sequence[int]]) -> list[int]:
+        return [len(positions) for positions in micro_batches]
+
+    def forward(self, update: int, index: int, batch: Batch) -> dict[str, Terms]:
+        mask, channels = self._masks(update, index, batch)
+        out = self._recognize(batch, mask, channels, micro_batch=(index, self.micro_batches))
+        targets, sizes = self._targets(batch.texts)
+        terms: dict[str, Terms] = {}
+        for arm, logits in out.logits.items():
+            ctc = ctc_loss(logits, targets, out.lengths, sizes, self.vocabulary.blank)
+            loss = ctc.loss
+            if arm in out.commitment and self.section.rvq.commitment > 0:
+                mean = out.commitment[arm] / max(1, out.frames)
+                loss = loss + self.section.rvq.commitment * mean * ctc.utterances
+            blanks, frames = blank_frames(logits.detach(), out.lengths, self.vocabulary.blank)
+            terms[self.names[arm]] = Terms(
+                loss,
+                {
+                    "ctc_loss": (ctc.loss, ctc.utterances),
+                    "zeroed": (ctc.zeroed, ctc.utterances),
+                    "blank_rate": (blanks, frames),
+                },
+            )
+            if arm in out.sums:
+                _accumulate(self.update_sums, arm, out.sums[arm])
+        return terms
+
+    def _inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Kept features and their frames, or the waveform and its samples."""
+        if batch.features is None:
+            return batch.waveform.to(self.device, non_blocking=True), batch.lengths
+        encoder: Any = self.recognizer.encoder
+        return batch.features.to(self.device, non_blocking=True), encoder.frames(batch.lengths)
+
+    def _recognize(self, batch: Batch, *masks: Any, **position: Any) -> HeadBankOutput:
+        values, lengths = self._inputs(batch)
+        with autocast(self.context):
+            if batch.features is not None:
+                return self.recognizer.forward_features(values, lengths, **position)
+            output: HeadBankOutput = self.recognizer(values, lengths, *masks, **position)
+            return output
+
+    def _masks(
+        self, update: int, index: int, batch: Batch
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Time and channel masks, where the encoder is in train mode."""
+        options = self.section.masking
+        if self.recognizer.encoder_mode == "frozen_eval":
+            return None, None
+        encoder: Any = self.recognizer.encoder
+        total = encoder.frames(batch.waveform.shape[1])
+        frames = [encoder.frames(int(length)) for length in batch.lengths]
+        if self.section.input_length == "padded":
+            frames = [total] * len(frames)
+        mask = channels = None
+        if options.probability > 0:
+            mask = torch.from_numpy(
+                span_mask(
+                    frames,
+                    total,
+                    probability=options.probability,
+                    length=options.length,
+                    min_spans=options.min_spans,
+                    spans_drawn=options.spans_drawn,
+                    rng=generator(self.seed, "mask", update, index),
+                )
+            )
+        if options.channel_probability > 0:
+            channels = torch.from_numpy(
+                channel_mask(
+                    len(frames),
+                    encoder.config.width,
+                    probability=options.channel_probability,
+                    length=options.channel_length,
+                    rng=generator(self.seed, "channel mask", update, index),
+                )
+            )
+        return mask, channels
+
+    def _targets(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Concatenated token ids and the number of each utterance."""
+        ids = [self.vocabulary.encode(text) for text in texts]
+        flat = [token for tokens in ids for token in tokens]
+        return torch.tensor(flat, dtype=torch.int64), torch.tensor([len(t) for t in ids])
+
+    def end_update(self, update: int, ranks: Ranks) -> None:
+        bank = self.recognizer.heads.quantizers
+        if bank is None:
+            return
+        if self.section.rvq.ema == "update":
+            ranks.sum_(bank.pending())
+            bank.apply_update()
+        for arm in self.recognizer.heads.quantized_arms:
+            sums = self.update_sums.get(arm) or self._no_sums(arm)
+            ranks.sum_(sums.tensors())
+            _accumulate(self.window, arm, sums)
+
+    def _no_sums(self, arm: str) -> CodeSums:
+        """What an idle rank adds."""
+        levels = self.recognizer.heads.arms[arm]
+        codes = self.section.rvq.codes
+        return CodeSums(
+            torch.zeros(levels, dtype=torch.float64, device=self.device),
+            torch.zeros(levels, codes, dtype=torch.int64, device=self.device),
+        )
+
+    def values(self, update: int, learner: Learner) -> Row:
+        sums = self.window.pop(learner.run.arm, None)
+        return {} if sums is None else _rvq_columns(sums)
+
+    # -------------------------------------------------------------------------------- validation
+
+    @torch.no_grad()
+    def validate(self, update: int, ranks: Ranks) -> dict[str, Row]:
+        """CTC loss, error rates and blank rate over the whole validation set."""
+        self.recognizer.eval()
+        size = self.section.validation.batch_size
+        positions = list(range(len(self.valid)))
+        batches = [positions[i : i + size] for i in range(0, len(positions), size)]
+        own = [(i, self._validate_batch(batch)) for i, batch in ranks.mine(batches)]
+        parts = sorted((p for part in ranks.gather(own) for p in part), key=lambda p: p[0])
+        references = [self.vocabulary.normalize(text) for text in self.valid.texts]
+        rows: dict[str, Row] = {}
+        for arm in self.recognizer.heads.arms:
+            found = _Validated.join([part[arm] for _, part in parts])
+            self.last_valid[arm] = found
+            rows[self.names[arm]] = {
+                "ctc_loss": found.loss / len(references),
+                "wer": word_errors(references, found.hypotheses).rate,
+                "cer": character_errors(references, found.hypotheses).rate,
+                "blank_rate": found.blanks / max(1, found.frames),
+                "zeroed": found.zeroed,
+                "audio_seconds": self.valid.seconds,
+                **({} if found.sums is None else _rvq_columns(found.sums)),
+            }
+        return rows
+
+    def _validate_batch(self, positions: list[int]) -> dict[str, _Validated]:
+        batch = self.valid.collate(positions)
+        out = self._recognize(batch)
+        targets, sizes = self._targets(batch.texts)
+        found = {}
+        for arm, logits in out.logits.items():
+            ctc = ctc_loss(logits, targets, out.lengths, sizes, self.vocabulary.blank)
+            blanks, frames = blank_frames(logits, out.lengths, self.vocabulary.blank)
+            decoded = greedy_decode(logits, out.lengths, self.vocabulary.blank)
+            sums = out.sums.get(arm)
+            found[arm] = _Validated(
+                float(ctc.loss),
+                int(ctc.zeroed),
+                blanks,
+                frames,
+                [self.vocabulary.decode(ids) for ids in decoded],
+                None if sums is None else CodeSums(*(t.cpu() for t in sums.tensors())),
+            )
+        return found
+
+    # ------------------------------------------------------------------------ state and the end
+
+    def state(self, learner: Learner) -> dict[str, Any]:
+        arm = learner.run.arm
+        sums = self.window.get(arm)
+        state: dict[str, Any] = {
+            "arm": self.recognizer.heads.arm_state(arm),
+            "window": None if sums is None else sums.tensors(),
+        }
+        if self.section.train != "head":
+            state["encoder"] = self.recognizer.encoder.state_dict()
+        return state
+
+    def load_state(self, learner: Learner, state: dict[str, Any]) -> None:
+        self.recognizer.heads.load_arm_state(learner.run.arm, state["arm"])
+        if state["window"] is not None:
+            self.window[learner.run.arm] = CodeSums(*state["window"])
+        if "encoder" in state:
+            self.recognizer.encoder.load_state_dict(state["encoder"])
+
+    def drop(self, learner: Learner) -> None:
+        self.recognizer.heads.drop(learner.run.arm)
+        self.window.pop(learner.run.arm, None)
+
+    def finish(self, learner: Learner) -> Outcome:
+        arm, run = learner.run.arm, learner.run
+        if arm not in self.last_valid:  # stopped between the last update and here
+            self.validate(self.section.updates, self.context.ranks)
+        found = self.last_valid[arm]
+        if self.context.ranks.main:
+            save_recognizer(run.model, self.recognizer, arm, blank=self.vocabulary.blank)
+            extractor = self.recognizer.encoder.config.extractor  # type: ignore[union-attr]
+            self.vocabulary.save_tokenizer_files(
+                run.model,
+                attention_mask=extractor == "layer_norm",  # type: ignore[arg-type]
+            )
+            write_text(run.hypotheses, self._hypotheses(found.hypotheses))
+            if found.sums is not None:
+                self._write_codes(run.codes, arm, found.sums)
+        if not math.isfinite(found.loss):
+            return "diverged"
+        empty = sum(not hypothesis.strip() for hypothesis in found.hypotheses)
+        return "all_blank" if empty > MOSTLY * len(found.hypotheses) else "ok"
+
+    def _hypotheses(self, hypotheses: Sequence[str]) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(HYPOTHESES_COLUMNS)
+        for name, reference, hypothesis in zip(
+            self.valid.ids, self.valid.texts, hypotheses, strict=True
+        ):
+            reference = self.vocabulary.normalize(reference)
+            errors = word_errors([reference], [hypothesis]).errors
+            writer.writerow([name, reference, hypothesis, errors])
+        return text.getvalue()
+
+    def _write_codes(self, path: Path, arm: str, sums: CodeSums) -> None:
+        """All levels: codebooks; counts, residual error, perplexity, dead codes on validation."""
+        levels = sums.levels()
+        np.savez_compressed(
+            path,
+            codebooks=self.recognizer.heads.arm_state(arm)["rvq.codebooks"].cpu().numpy(),
+            code_counts=sums.counts.cpu().numpy(),
+            mse=np.array([level.mse for level in levels]),
+            perplexity=np.array([level.perplexity for level in levels]),
+            dead_codes=np.array([level.dead_codes for level in levels]),
+        )
+
+
+class _Validated:
+    """One arm's validation: sums, hypotheses and code statistics of some batches."""
+
+    def __init__(
+        self,
+        loss: float,
+        zeroed: int,
+        blanks: int,
+        frames: int,
+        hypotheses: list[str],
+        sums: CodeSums | None,
+    ) -> None:
+        self.loss, self.zeroed, self.blanks, self.frames = loss, zeroed, blanks, frames
+        self.hypotheses, self.sums = hypotheses, sums
+
+    @classmethod
+    def join(cls, parts: Sequence[_Validated]) -> _Validated:
+        """Added up in the order given."""
+        sums: dict[str, CodeSums] = {}
+        for part in parts:
+            if part.sums is not None:
+                _accumulate(sums, "", part.sums)
+        return cls(
+            sum(part.loss for part in parts),
+            sum(part.zeroed for part in parts),
+            sum(part.blanks for part in parts),
+            sum(part.frames for part in parts),
+            [hypothesis for part in parts for hypothesis in part.hypotheses],
+            sums.get(""),
+        )
+
+
+def _accumulate(total: dict[str, CodeSums], arm: str, sums: CodeSums) -> None:
+    total[arm] = total[arm] + sums if arm in total else sums
+
+
+def _rvq_columns(sums: CodeSums) -> Row:
+    """The last level's statistics."""
+    last = sums.levels()[-1]
+    return {
+        "rvq_mse": last.mse,
+        "rvq_perplexity": last.perplexity,
+        "rvq_dead_codes": last.dead_codes,
+    }
