@@ -13,8 +13,10 @@ from reproduce.recipe import load_recipe
 from reproduce.records import Stage, write_text
 from reproduce.report import page, tables
 from reproduce.report.claims import ClaimResult, judge, published_claims
+from reproduce.report.deviations import deviations
 from reproduce.report.figures import draw_all
-from reproduce.report.findings import deviations, findings
+from reproduce.report.findings import findings
+from reproduce.report.headlines import headlines
 from reproduce.report.measured import STAGES, Work, read_work
 from reproduce.report.published import CHANCE, load_published
 from reproduce.report.tables import Row, as_data, interval_data
@@ -84,6 +86,7 @@ def build_report(
         tables=rows,
         claims=claims,
         figures=draw_all(published, measured, out),
+        headlines=headlines(published, measured, as_run),
         findings=findings(published, measured),
         deviations=[item for work in measured for item in deviations(work, as_run)],
     )
@@ -116,6 +119,7 @@ def _data(report: page.Report) -> dict[str, Any]:
             for result in report.claims
             if result.verdict == "contradicted"
         ],
+        "headlines": [asdict(headline) for headline in report.headlines],
         "findings": [asdict(finding) for finding in report.findings],
         "runs": [
             {
@@ -136,6 +140,7 @@ def _claim_data(result: ClaimResult) -> dict[str, Any]:
         "recipe": result.recipe,
         "claim": result.claim.name,
         "verdict": result.verdict,
+        "caveat": result.caveat,
         "parts": [
             {
                 "quantity": part.part.quantity,

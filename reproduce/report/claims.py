@@ -9,12 +9,13 @@ parts isn't wrongly contradicted more often than a claim of one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
 
 from reproduce.records import Stage
+from reproduce.report.caveats import claim_caveat
 from reproduce.report.measured import Work, codebooks_of
 from reproduce.report.published import Claim, ClaimPart, Published
 from reproduce.report.statistics import (
@@ -64,12 +65,13 @@ class PartResult:
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """A claim judged on one recipe."""
+    """A claim judged on one recipe; ``caveat``: why its verdict says little, if it does."""
 
     recipe: str
     claim: Claim
     verdict: ClaimVerdict
     parts: tuple[PartResult, ...]
+    caveat: str = ""
 
     @property
     def deciding(self) -> PartResult:
@@ -79,7 +81,12 @@ class ClaimResult:
 
 def judge(published: Published, work: Work) -> list[ClaimResult]:
     """Every claim, tested on one recipe's finished runs."""
-    return [judge_claim(claim, published, work, work.name) for claim in published.claims]
+    results = []
+    for claim in published.claims:
+        result = judge_claim(claim, published, work, work.name)
+        caveats = filter(None, (claim_caveat(claim, work), result.caveat))
+        results.append(replace(result, caveat="; ".join(caveats)))
+    return results
 
 
 def published_claims(published: Published) -> list[ClaimResult]:
@@ -106,12 +113,15 @@ def judge_claim(claim: Claim, published: Published, source: Source, recipe: str)
         values = part_values(part, source)
         margin = published.margins[part.stage]
         interval = mean_interval(values)
-        verdict = part_verdict(values, part, margin, parts=len(claim.parts))
-        needed = _needed(interval, part, margin) if verdict == "inconclusive" else None
+        verdict = part_verdict(interval, part, margin, parts=len(claim.parts))
+        needed = None
+        if verdict == "inconclusive":
+            needed = _needed(interval, part, margin, parts=len(claim.parts))
         results.append(
             PartResult(part, _one(part, published), tuple(values), interval, verdict, needed)
         )
-    return ClaimResult(recipe, claim, _together(results), tuple(results))
+    judged = ClaimResult(recipe, claim, _together(results), tuple(results))
+    return replace(judged, caveat=_negligible(judged, published))
 
 
 def part_values(part: ClaimPart, source: Source) -> list[float]:
@@ -150,23 +160,20 @@ def _quantity(part: ClaimPart, source: Source, arms: Sequence[str], seed: int) -
     return area(curve, start, end) - area(other, start, end) if end > start else None
 
 
-def part_verdict(
-    values: Sequence[float], part: ClaimPart, margin: float, *, parts: int
-) -> ClaimVerdict:
+def part_verdict(interval: Interval, part: ClaimPart, margin: float, *, parts: int) -> ClaimVerdict:
     """Whether a quantity is where a claim says, at 95 % (see the module for "contradicted").
 
     Args:
-        values: the quantity, one value a seed.
+        interval: of the mean of the quantity over seeds, at 95 %.
         part: what is expected: below 0, above 0, or within the margin around 0.
         margin: the table's margin, in nats.
         parts: how many parts the claim has.
     """
-    interval = mean_interval(values)
     if interval.count == 0:
         return "not measured"
     if not interval.enough:
         return "too few seeds"
-    wide = mean_interval(values, 1 - (1 - CONFIDENCE) / parts)
+    wide = interval.widened(1 - (1 - CONFIDENCE) / parts)
     if part.expected == "below":
         holds, fails = interval.high < 0, wide.low > 0
     elif part.expected == "above":
@@ -187,11 +194,26 @@ def _together(parts: Sequence[PartResult]) -> ClaimVerdict:
     return "supported"
 
 
-def _needed(interval: Interval, part: ClaimPart, margin: float) -> int | None:
-    distance = interval.mean
-    if part.expected == "within":
-        distance = margin - abs(interval.mean)
-    return seeds_to_decide(distance, interval.deviation)
+def _needed(interval: Interval, part: ClaimPart, margin: float, *, parts: int) -> int | None:
+    """Seeds until it is decided at this mean and spread, one way or (more strictly) the other."""
+    inside = {
+        "below": -interval.mean,
+        "above": interval.mean,
+        "within": margin - abs(interval.mean),
+    }[part.expected]
+    confidence = CONFIDENCE if inside > 0 else 1 - (1 - CONFIDENCE) / parts
+    return seeds_to_decide(inside, interval.deviation, confidence)
+
+
+def _negligible(result: ClaimResult, published: Published) -> str:
+    """A difference may stand clear of 0 and yet be smaller than any that the study tells apart."""
+    part = result.deciding
+    margin = published.margins[part.part.stage]
+    if result.verdict not in ("supported", "contradicted") or part.part.expected == "within":
+        return ""
+    if part.unit != "nats" or abs(part.interval.mean) >= margin:
+        return ""
+    return f"decided by a difference under the table's margin of {margin:.2g} nats"
 
 
 def _one(part: ClaimPart, published: Published) -> float | None:

@@ -1,17 +1,19 @@
-"""Figures 2 to 7 in the paper's layout: the published panel first, then one a recipe.
+"""The figures: the paper's 2 to 7 and those of the codebooks, as PNG and PDF.
 
-Colour and marker say codebooks or levels, line style says ICSL, so that nothing hangs on colour
-alone. Bands and whiskers are the range over seeds. The same input gives the same bytes.
+The published panel comes first, then one a recipe. Colour and marker say codebooks or levels, line
+style says ICSL, so that nothing hangs on colour alone. Bands and whiskers are the range over seeds.
+The same input gives the same bytes.
 """
 
 from __future__ import annotations
 
 import io
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -22,49 +24,29 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from reproduce.records import Stage
-from reproduce.report.measured import LOSS, Work, codebooks_of, levels_of
-from reproduce.report.published import CHANCE, Published
-from reproduce.report.statistics import Curve, Floats, mean_and_range
-
-Look = dict[str, Any]
-"""Keywords of a matplotlib line."""
+from reproduce.report.code_panels import (
+    draw_by_level,
+    draw_information,
+    draw_similarity,
+    draw_usage,
+)
+from reproduce.report.measured import Work
+from reproduce.report.panels import Panel, against_codebooks, against_levels, draw_curves
+from reproduce.report.published import Published
+from reproduce.report.style import GREY, STYLE
 
 DPI = 110
-PANEL = (4.3, 3.3)
+TITLE_WIDTH = 44
+"""Letters of a panel's title a line."""
+LAST_IN_LEGEND = (
+    "first", "last", "by accident", "measured", "range over seeds", "unfinished or failed run",
+)  # fmt: skip
 LOG_FROM = 3.0
 """A loss axis is logarithmic if its largest value is this many times the smallest."""
 ROUGHLY_EQUAL = 2.0
 """Panels share their loss axis if that makes it at most this many times the published one."""
-
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.titlesize": 9.5,
-    "axes.formatter.useoffset": False,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-    "svg.hashsalt": "w2vrep",
-}
-# Okabe and Ito's colours, told apart by the colour-blind; their luminances differ too.
-BLUE, GREEN, VERMILLION, PURPLE = "#0072B2", "#009E73", "#D55E00", "#CC79A7"
-GREY, BLACK, ORANGE = "#666666", "#000000", "#E69F00"
-BY_CODEBOOKS = {2: (BLUE, "o"), 4: (GREEN, "^"), 8: (VERMILLION, "s"), 16: (PURPLE, "D")}
-BY_LEVELS = {0: (GREY, "o"), 1: (BLUE, "v"), 2: (GREEN, "^"), 4: (VERMILLION, "s"),
-             8: (PURPLE, "D"), 16: (ORANGE, "P")}  # fmt: skip
-CHANCE_STYLE: Look = {"color": BLACK, "linestyle": (0, (1, 1.5)), "linewidth": 1.3}
-LOGGED_STYLE: Look = CHANCE_STYLE | {"linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5))}
-
-UNITS: dict[Stage, str] = {
-    "pretrain": "contrastive loss (nats per masked frame)",
-    "finetune": "CTC loss (nats per target token)",
-}
+TOO_FLAT = 0.15
+"""... and if every panel's curves then fill at least this share of it."""
 
 
 @dataclass(frozen=True)
@@ -77,102 +59,204 @@ class Drawn:
     png: bytes
 
 
-@dataclass
-class Panel:
-    """What one panel holds while it is drawn: y values for its limits, and its legend."""
+@dataclass(frozen=True)
+class Plan:
+    """What a figure shows: file name without suffix, words, loss or other unit, and its panels.
 
-    axes: Axes
-    heights: list[float]
-    legend: dict[str, Line2D | Patch]
+    ``draw`` fills one panel with a recipe's runs, or with the published data if there is no work.
+    ``scale``: a loss axis that is wide turns "logarithmic"; "linear" ones stay so.
+    """
 
-    def seen(self, values: Floats | Sequence[float]) -> None:
-        self.heights.extend(float(v) for v in (np.min(values), np.max(values)) if np.isfinite(v))
+    name: str
+    title: str
+    caption: str
+    unit: str
+    draw: Callable[[Panel, Work | None], None]
+    published: bool = True
+    scale: Literal["by width", "linear"] = "by width"
 
 
 def draw_all(published: Published, works: Sequence[Work], out: Path) -> list[Drawn]:
-    """Write figures 2 to 7 as PNG and PDF under ``out``."""
+    """Write figures 2 to 7, and those of the codebooks if there are any, as PNG and PDF."""
     drawn = []
     with mpl.rc_context(STYLE):
-        for name, title, caption, stage, draw in _plans(published):
-            figure = _figure(works, stage, draw)
-            png = _save(figure, out / name)
-            drawn.append(Drawn(name, title, caption, png))
+        for plan in (*_paper(published), *_codebooks(published, works)):
+            png = _save(_figure(works, plan), out / plan.name)
+            drawn.append(Drawn(plan.name, plan.title, plan.caption, png))
     return drawn
 
 
-DrawPanel = Callable[[Panel, Work | None], None]
+def _paper(published: Published) -> Iterator[Plan]:
+    """Figures 2 to 7."""
 
+    def curves(stage: Stage, split: str) -> Callable[[Panel, Work | None], None]:
+        return lambda panel, work: draw_curves(panel, published, work, stage, split)
 
-def _plans(published: Published) -> Iterator[tuple[str, str, str, Stage, DrawPanel]]:
-    """name, title, caption, stage and drawing of each figure."""
-
-    def curves(stage: Stage, split: str) -> DrawPanel:
-        return lambda panel, work: _curves(panel, published, work, stage, split)
-
+    contrastive, ctc = (
+        "contrastive loss (nats per masked frame)",
+        "CTC loss (nats per target token)",
+    )
     seeds = "Line: mean over seeds; band: their range."
-    yield (
-        "fig2_pretrain_train", "Figure 2. Contrastive loss in training",
+    yield Plan(
+        "fig2_pretrain_train",
+        "Figure 2. Contrastive loss in training",
         f"{seeds} The published axis shows the updates that the logs give (10 to 724), not the "
         "steps as plotted (0 to 2125).",
-        "pretrain", curves("pretrain", "train"),
-    )  # fmt: skip
-    yield (
-        "fig3_pretrain_valid", "Figure 3. Contrastive loss in validation",
+        contrastive,
+        curves("pretrain", "train"),
+    )
+    yield Plan(
+        "fig3_pretrain_valid",
+        "Figure 3. Contrastive loss in validation",
         f"{seeds} Chance is ln(1 + kept negatives); measured panels show it as logged.",
-        "pretrain", curves("pretrain", "valid"),
-    )  # fmt: skip
-    yield (
-        "fig4_codebooks", "Figure 4. Final contrastive loss against the number of codebooks",
+        contrastive,
+        curves("pretrain", "valid"),
+    )
+    yield Plan(
+        "fig4_codebooks",
+        "Figure 4. Final contrastive loss against the number of codebooks",
         "Validation loss at the end. Points: means over seeds; whiskers: their range.",
-        "pretrain", lambda panel, work: _against_codebooks(panel, published, work),
-    )  # fmt: skip
-    yield (
-        "fig5_finetune_train", "Figure 5. CTC loss in training, with and without RVQ",
+        contrastive,
+        lambda panel, work: against_codebooks(panel, published, work),
+    )
+    yield Plan(
+        "fig5_finetune_train",
+        "Figure 5. CTC loss in training, with and without RVQ",
         f"{seeds} The study's number is the last point of this curve.",
-        "finetune", curves("finetune", "train"),
-    )  # fmt: skip
-    yield (
-        "fig6_finetune_valid", "Figure 6. CTC loss in validation, with and without RVQ", seeds,
-        "finetune", curves("finetune", "valid"),
-    )  # fmt: skip
-    yield (
-        "fig7_rvq_levels", "Figure 7. Final CTC loss against RVQ levels",
+        ctc,
+        curves("finetune", "train"),
+    )
+    yield Plan(
+        "fig6_finetune_valid",
+        "Figure 6. CTC loss in validation, with and without RVQ",
+        seeds,
+        ctc,
+        curves("finetune", "valid"),
+    )
+    yield Plan(
+        "fig7_rvq_levels",
+        "Figure 7. Final CTC loss against RVQ levels",
         "The published values are means of the last training window; measured panels show that and "
         "the validation loss. Whiskers: range over seeds.",
-        "finetune", lambda panel, work: _against_levels(panel, published, work),
-    )  # fmt: skip
+        ctc,
+        lambda panel, work: against_levels(panel, published, work),
+    )
 
 
-def _figure(works: Sequence[Work], stage: Stage, draw: DrawPanel) -> Figure:
-    sources: list[Work | None] = [None, *works]
+def _codebooks(published: Published, works: Sequence[Work]) -> Iterator[Plan]:
+    """What the runs' ``codes.npz`` hold; a figure that no run fills is left out."""
+
+    def held(stage: Stage, name: str) -> bool:
+        runs = (
+            run for work in works for arm in work.arms(stage) for run in work.counted(stage, arm)
+        )
+        return any(name in run.codes.arrays for run in runs)
+
+    if held("pretrain", "code_counts"):
+        yield Plan(
+            "codebook_usage",
+            "Use of the codebooks",
+            "Effective share of the entries in use on validation at the end, exp(entropy)/V: one "
+            "mark a codebook and seed, a bar for their mean. 100 % would be all entries alike.",
+            "entries in use (%)",
+            draw_usage,
+            published=False,
+            scale="linear",
+        )
+    if held("pretrain", "similarity_last"):
+        yield Plan(
+            "codebook_similarity",
+            "Similarity between codebooks, first and last",
+            "Mean cosine between the entries of two codebooks, over all pairs: the value that ICSL "
+            "pushes down. Hollow: before training; filled: after it; one pair of marks a seed. "
+            "Published: first and last value in the run logs.",
+            "mean cosine between codebooks",
+            lambda panel, work: draw_similarity(panel, published, work),
+            scale="linear",
+        )
+    if held("pretrain", "nmi"):
+        yield Plan(
+            "codebook_information",
+            "What the codes of two codebooks share",
+            "Normalized mutual information of the codes of the same frames, over all pairs, at the "
+            "end. Hollow: with the frames permuted, so by accident; filled: as measured; one pair "
+            "of marks a seed.",
+            "normalized mutual information",
+            draw_information,
+            published=False,
+            scale="linear",
+        )
+    for name, title, unit in (
+        ("mse", "Residual error by RVQ level", "mean squared residual (per dimension)"),
+        ("perplexity", "Perplexity by RVQ level", "perplexity of the level's codes"),
+    ):
+        if held("finetune", name):
+            yield Plan(
+                f"rvq_{'residual' if name == 'mse' else name}",
+                title,
+                "On validation at the end, after each level. Line: mean over seeds; band: their "
+                "range.",
+                unit,
+                partial(draw_by_level, name=name),
+                published=False,
+                scale="by width" if name == "mse" else "linear",
+            )
+
+
+def _figure(works: Sequence[Work], plan: Plan) -> Figure:
+    sources: list[Work | None] = [*([None] if plan.published else []), *works]
     columns = min(len(sources), 3) if len(sources) != 4 else 2
     lines = -(-len(sources) // columns)
-    width = PANEL[0] * columns if len(sources) > 1 else 6.0
-    figure = Figure(figsize=(width, PANEL[1] * lines + 0.55), dpi=DPI, layout="constrained")
+    figure = Figure(dpi=DPI)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    panels = []
+    panels, title_lines = [], 1
     for axes, source in zip(grid, sources):
-        panel = Panel(axes, [], {})
-        draw(panel, source)
-        axes.set_title("published" if source is None else f"measured: {source.name}")
+        panel = Panel(axes)
+        plan.draw(panel, source)
+        title = "published" if source is None else f"measured: {source.name}"
+        wrapped = textwrap.wrap(title, TITLE_WIDTH)
+        title_lines = max(title_lines, len(wrapped))
+        axes.set_title("\n".join(wrapped))
         if not panel.heights:
             _empty(axes)
         panels.append(panel)
     for axes in grid[len(sources) :]:
         axes.set_visible(False)
-    _limits(panels)
+    _limits(panels, plan)
     for axes in grid[::columns]:
-        axes.set_ylabel(UNITS[stage])
+        axes.set_ylabel(plan.unit)
     legend: dict[str, Line2D | Patch] = {}
     for panel in panels:
         legend |= {label: item for label, item in panel.legend.items() if label not in legend}
+    legend |= {label: legend.pop(label) for label in list(legend) if label in LAST_IN_LEGEND}
+    rows = -(-len(legend) // (2 * columns))
     figure.legend(
         legend.values(),
         legend.keys(),
-        loc="outside lower center",
-        ncols=min(len(legend), 2 * columns),
+        loc="lower center",
+        ncols=-(-len(legend) // max(rows, 1)) or 1,
     )
+    _place(figure, columns, lines, title_lines, rows)
     return figure
+
+
+def _place(figure: Figure, columns: int, lines: int, title_lines: int, legend_rows: int) -> None:
+    """Panels of one size in every figure, with room in inches for what stands around them.
+
+    matplotlib's constrained layout measures every label and takes as long as drawing does.
+    """
+    wide, high = (3.4 if columns > 1 else 4.8), 2.7
+    left, between, right = 0.8, 0.68, 0.15
+    title, under = 0.08 + 0.17 * title_lines, 0.5
+    legend = 0.1 + 0.19 * legend_rows
+    width = left + columns * wide + (columns - 1) * between + right
+    height = legend + lines * (under + high + title) + 0.05
+    figure.set_size_inches(width, height)
+    figure.subplots_adjust(
+        left=left / width, right=1 - right / width, wspace=between / wide,
+        bottom=(legend + under) / height, top=1 - (title + 0.05) / height,
+        hspace=(under + title) / high,
+    )  # fmt: skip
 
 
 def _empty(axes: Axes) -> None:
@@ -181,17 +265,19 @@ def _empty(axes: Axes) -> None:
     axes.set_yticks([])
 
 
-def _limits(panels: Sequence[Panel]) -> None:
+def _limits(panels: Sequence[Panel], plan: Plan) -> None:
     """One loss axis for all panels if they are alike, else one each; logarithmic if it is wide."""
     filled = [panel for panel in panels if panel.heights]
     both = [height for panel in filled for height in panel.heights]
-    first = np.ptp(filled[0].heights) if filled else 0.0
-    shared = np.ptp(both) <= ROUGHLY_EQUAL * first if both else False
+    spans = [float(np.ptp(panel.heights)) for panel in filled]
+    shared = bool(both) and (
+        np.ptp(both) <= ROUGHLY_EQUAL * spans[0] and np.ptp(both) <= min(spans) / TOO_FLAT
+    )
     for panel in filled:
         heights = both if shared else panel.heights
         low, high = min(heights), max(heights)
         axis = panel.axes
-        if low > 0 and high > LOG_FROM * low:
+        if plan.scale == "by width" and low > 0 and high > LOG_FROM * low:
             axis.set_yscale("log")
             axis.set_ylim(low / 1.08, high * 1.08)
             axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)))
@@ -204,9 +290,6 @@ def _limits(panels: Sequence[Panel]) -> None:
 
 
 def _save(figure: Figure, path: Path) -> bytes:
-    if engine := figure.get_layout_engine():
-        engine.execute(figure)  # once, for both formats: it costs more than drawing
-        figure.set_layout_engine(None)
     image = io.BytesIO()
     figure.savefig(image, format="png", metadata={"Software": None})
     path.with_suffix(".png").write_bytes(image.getvalue())
@@ -214,213 +297,3 @@ def _save(figure: Figure, path: Path) -> bytes:
         path.with_suffix(".pdf"), format="pdf", metadata={"CreationDate": None, "Creator": None}
     )
     return image.getvalue()
-
-
-# ------------------------------------------------------------------------------- curves, 2 3 5 6
-
-
-def _curves(
-    panel: Panel, published: Published, work: Work | None, stage: Stage, split: str
-) -> None:
-    paper = published.curve_arms(stage, split)
-    panel.axes.set_xlabel("update")
-    if work is None:
-        for arm in paper:
-            curve = published.curves[stage, split, arm]
-            _line(panel, stage, arm, {}, [curve], paper.index(arm))
-        if stage == "pretrain":
-            _chance_line(panel)
-        return
-    measured = [arm for arm in work.arms(stage) if _read(work, stage, arm, split)]
-    arms = [arm for arm in paper if arm in measured] or measured
-    for place, arm in enumerate(arms):
-        done = [run.curve(split, LOSS[stage]) for run in work.counted(stage, arm)]
-        overrides = work.overrides(stage, arm)
-        _line(panel, stage, arm, overrides, [c for c in done if len(c)], place)
-        for run in work.of(stage, arm):
-            if not run.counted and len(curve := run.curve(split, LOSS[stage])):
-                _unfinished(panel, stage, arm, overrides, curve)
-    if stage == "pretrain":
-        chance = [
-            run.curve(split, "chance_loss") for arm in arms for run in work.counted(stage, arm)
-        ]
-        if chance := [curve for curve in chance if len(curve)]:
-            updates, mean, low, high = mean_and_range(chance)
-            (line,) = panel.axes.plot(updates, mean, **LOGGED_STYLE, zorder=1.5)
-            if len(updates) == 1:
-                line.set_marker("_")
-            panel.axes.fill_between(updates, low, high, color=GREY, alpha=0.15, linewidth=0)
-            panel.legend["chance as logged"] = _handle(LOGGED_STYLE)
-            panel.seen(mean)
-
-
-def _read(work: Work, stage: Stage, arm: str, split: str) -> bool:
-    return any(len(run.curve(split, LOSS[stage])) for run in work.of(stage, arm))
-
-
-def _line(
-    panel: Panel,
-    stage: Stage,
-    arm: str,
-    overrides: Mapping[str, Any],
-    curves: Sequence[Curve],
-    place: int,
-) -> None:
-    if not curves:
-        return
-    look = _look(stage, arm, overrides)
-    updates, mean, low, high = mean_and_range(curves)
-    every = max(1, len(updates) // 7)
-    panel.axes.plot(updates, mean, **look, markevery=(place * every // 4, every))
-    panel.seen(mean)
-    panel.legend[arm] = _handle(look)
-    if len(curves) > 1:
-        panel.axes.fill_between(updates, low, high, color=look["color"], alpha=0.18, linewidth=0)
-        panel.legend["range over seeds"] = Patch(facecolor=GREY, alpha=0.3)
-        panel.seen(low)
-        panel.seen(high)
-
-
-def _unfinished(
-    panel: Panel, stage: Stage, arm: str, overrides: Mapping[str, Any], curve: Curve
-) -> None:
-    color = _look(stage, arm, overrides)["color"]
-    style = {"color": color, "linestyle": ":", "linewidth": 0.9}
-    panel.axes.plot(curve.updates, curve.values, **style)
-    panel.axes.plot(curve.updates[-1:], curve.values[-1:], "x", color=color)
-    panel.legend["unfinished or failed run"] = Line2D(
-        [], [], color=GREY, linestyle=":", linewidth=0.9, marker="x"
-    )
-    panel.seen(curve.values)
-
-
-def _chance_line(panel: Panel) -> None:
-    panel.axes.axhline(CHANCE, **CHANCE_STYLE, zorder=1.5)
-    panel.legend["chance ln(101) = 4.6151"] = _handle(CHANCE_STYLE)
-    panel.seen([CHANCE])
-
-
-# ------------------------------------------------------------------------------- against size, 4 7
-
-
-def _against_codebooks(panel: Panel, published: Published, work: Work | None) -> None:
-    series: dict[str, dict[int, list[float]]] = {}
-    chance: dict[int, list[float]] = {}
-    arms = list(published.by_codebooks) if work is None else work.arms("pretrain")
-    for arm in arms:
-        overrides = work.overrides("pretrain", arm) if work else {}
-        size = codebooks_of(arm, overrides)
-        losses = (
-            work.values("pretrain", arm, "valid", LOSS["pretrain"])
-            if work
-            else [published.by_codebooks[arm].value]
-        )
-        if size is None or not losses:
-            continue
-        series.setdefault(re.sub(r"_\d+cb$", "", arm), {})[size] = losses
-        if work:
-            chance.setdefault(size, []).extend(work.values("pretrain", arm, "valid", "chance_loss"))
-    looks = {"no_icsl": (BLUE, "o", "--", "white"), "icsl": (VERMILLION, "s", "-", VERMILLION)}
-    labels = {"no_icsl": "without ICSL", "icsl": "with ICSL"}
-    for place, (name, points) in enumerate(series.items()):
-        color, marker, dashes, fill = looks.get(name, (GREEN, "^", "-.", "white"))
-        style = {"color": color, "marker": marker, "linestyle": dashes, "markerfacecolor": fill}
-        _points(panel, points, labels.get(name, name), style, 1 + 0.04 * (place if work else 0))
-    if work is None:
-        _chance_line(panel)
-    elif chance := {size: values for size, values in chance.items() if values}:
-        sizes = sorted(chance)
-        means = [float(np.mean(chance[size])) for size in sizes]
-        (line,) = panel.axes.plot(sizes, means, **LOGGED_STYLE, zorder=1.5)
-        if len(sizes) == 1:
-            line.set_marker("_")
-        panel.legend["chance as logged"] = _handle(LOGGED_STYLE)
-        panel.seen(means)
-    _doubling_axis(panel.axes, [size for points in series.values() for size in points], "codebooks")
-
-
-def _against_levels(panel: Panel, published: Published, work: Work | None) -> None:
-    arms = published.arms("finetune") if work is None else work.arms("finetune")
-    filled = {"marker": "s", "linestyle": "-", "color": VERMILLION}
-    hollow = {"marker": "o", "linestyle": "--", "color": BLUE, "markerfacecolor": "white"}
-    plans = [("train", "last training window", filled)]
-    if work is not None:
-        plans.append(("valid", "validation", hollow))
-    sizes: list[int] = []
-    for split, label, style in plans:
-        points: dict[int, list[float]] = {}
-        for arm in arms:
-            size = levels_of(arm, work.overrides("finetune", arm) if work else {})
-            losses = (
-                work.values("finetune", arm, split, LOSS["finetune"])
-                if work
-                else [published.numbers["finetune", arm].value]
-            )
-            if size is not None and losses:
-                points[size] = losses
-        reference = points.pop(0, None)
-        _points(panel, points, label, style)
-        if reference:
-            look: Look = {
-                "color": style["color"],
-                "linewidth": 1.2,
-                "linestyle": (0, (4, 1.5, 1, 1.5)),
-            }
-            panel.axes.axhline(float(np.mean(reference)), **look, zorder=1.5)
-            panel.legend[f"no RVQ, {label}"] = _handle(look)
-            panel.seen([float(np.mean(reference))])
-        sizes += points
-    _doubling_axis(panel.axes, sizes, "RVQ levels")
-
-
-def _points(
-    panel: Panel, points: dict[int, list[float]], label: str, style: Look, aside: float = 1.0
-) -> None:
-    """A series with whiskers, its sizes times ``aside`` so that whiskers don't hide each other."""
-    if not points:
-        return
-    sizes = sorted(points)
-    means = np.array([np.mean(points[size]) for size in sizes])
-    # the mean of equal values may lie outside them by a rounding error
-    down = np.maximum(means - [np.min(points[size]) for size in sizes], 0)
-    up = np.maximum([np.max(points[size]) for size in sizes] - means, 0)
-    panel.axes.errorbar(
-        np.array(sizes) * aside, means, yerr=[down, up], capsize=3, elinewidth=1, **style
-    )
-    panel.legend[label] = _handle(style)
-    panel.seen(means - down)
-    panel.seen(means + up)
-
-
-def _doubling_axis(axes: Axes, sizes: Sequence[int], label: str) -> None:
-    axes.set_xlabel(label)
-    if sizes:
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(set(sizes)), labels=[str(size) for size in sorted(set(sizes))])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlim(min(sizes) / 1.25, max(sizes) * 1.25)
-
-
-# ------------------------------------------------------------------------------------------ looks
-
-
-def _look(stage: Stage, arm: str, overrides: Mapping[str, Any]) -> Look:
-    """Colour and marker by size; without ICSL or RVQ dashed and hollow."""
-    if stage == "pretrain":
-        color, marker = BY_CODEBOOKS.get(codebooks_of(arm, overrides) or 0, (GREY, "v"))
-        plain, other = arm.startswith("no_"), not re.fullmatch(r"(no_)?icsl_\d+cb", arm)
-    else:
-        levels = levels_of(arm, overrides)
-        color, marker = BY_LEVELS.get(-1 if levels is None else levels, (GREY, "X"))
-        plain, other = levels == 0, False
-    line = "-." if other else "--" if plain else "-"
-    return {
-        "color": color,
-        "marker": marker,
-        "linestyle": line,
-        "markerfacecolor": "white" if plain else color,
-    }
-
-
-def _handle(style: Look) -> Line2D:
-    return Line2D([], [], **style)

@@ -1,21 +1,16 @@
-"""Why: statements computed from the logs, each made only where the logs hold its numbers.
-
-Deviations of a recipe from what the study ran are here too, since they explain as much.
-"""
+"""Why: statements computed from the logs, each made only where the logs hold its numbers."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from reproduce.records import AT_CHANCE_MARGIN, Stage
-from reproduce.report.measured import LOSS, Run, Work, flatten
+from reproduce.report.deviations import as_number
+from reproduce.report.measured import Run, Work, icsl_of, levels_of
 from reproduce.report.published import CHANCE, NEGATIVES, Published
-from reproduce.report.statistics import FEWEST_SEEDS, t_quantile
 
 MASKED_BY_WAV2VEC2 = 0.49
 """Share of frames that mask probability 0.65 and span length 10 hide (Baevski et al. 2020)."""
@@ -30,16 +25,6 @@ class Finding:
     recipe: str
     topic: str
     text: str
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """A recipe key whose value isn't the one of the ``as-run`` recipe."""
-
-    recipe: str
-    key: str
-    as_run: str
-    here: str
 
 
 def findings(published: Published, works: Sequence[Work]) -> list[Finding]:
@@ -83,32 +68,9 @@ def _chance(published: Published, work: Work) -> str:
     text = f"Chance on validation, as logged, is {level:.4f} nats"
     text += f" ({np.mean(kept):.1f} negatives kept a frame)" if kept else ""
     text += f", against ln({NEGATIVES + 1}) = {CHANCE:.4f}. "
-    text += f"{at_chance} of {len(pairs)} finished runs end within {AT_CHANCE_MARGIN} nats of it; "
+    text += f"{at_chance} of {len(pairs)} finished runs end within {AT_CHANCE_MARGIN} nats of it, "
+    text += f"{sum(skill < -AT_CHANCE_MARGIN for skill in skills)} further above it; "
     return text + f"skill (chance less loss) is {_range(skills, 'z.3f')} nats."
-
-
-def _spread(published: Published, work: Work, stage: Stage) -> str:
-    """The published differences against what two runs of one arm differ by."""
-    split = "valid" if stage == "pretrain" else "train"
-    groups = [work.values(stage, arm, split, LOSS[stage]) for arm in work.arms(stage)]
-    groups = [group for group in groups if len(group) >= FEWEST_SEEDS]
-    if not groups:
-        return ""
-    freedom = sum(len(group) - 1 for group in groups)
-    pooled = math.sqrt(sum(float(np.var(g)) * len(g) for g in groups) / freedom)
-    chance_gap = t_quantile(freedom + 1) * pooled * math.sqrt(2)
-    values = sorted(n.value for (of, _), n in published.numbers.items() if of == stage and n.tabled)
-    steps = np.diff(values)
-    digits = 4 if stage == "pretrain" else 2
-    clear = int((steps > chance_gap).sum())
-    whole = values[-1] - values[0]
-    return (
-        f"Runs of one arm that differ in the seed alone have a standard deviation of "
-        f"{pooled:.2g} nats ({len(groups)} arms, {freedom} degrees of freedom), so 95 % of such "
-        f"pairs differ by less than {chance_gap:.2g}. The published table spans "
-        f"{whole:.{digits}f} nats, {'more' if whole > chance_gap else 'no more'} than that; "
-        f"{clear} of its {len(steps)} steps from one value to the next are larger."
-    )
 
 
 def _mask(published: Published, work: Work) -> str:
@@ -147,6 +109,37 @@ def _icsl(published: Published, work: Work) -> str:
     if moves:
         text += f"; its value changed by {_range(moves, '+.4f')} from the first to the last window"
     return text + "."
+
+
+def _use(published: Published, work: Work) -> str:
+    runs = list(_counted(work, "pretrain"))
+    shares = [run.codes.in_use() for run in runs if "code_counts" in run.codes.arrays]
+    used = np.concatenate(shares) if shares else np.empty(0)
+    used = used[np.isfinite(used)]
+    if not len(used):
+        return ""
+    return (
+        f"At the end a codebook has {_range([100 * float(u) for u in used], '.2g')} % of its "
+        f"entries in use on validation (exp(entropy)/V of {len(used)} codebooks)."
+    )
+
+
+def _shared(published: Published, work: Work) -> str:
+    """What pairs of codebooks share, with and without ICSL."""
+    groups: dict[bool, list[float]] = {True: [], False: []}
+    for arm in work.arms("pretrain"):
+        icsl = icsl_of(arm, work.overrides("pretrain", arm))
+        for run in work.counted("pretrain", arm):
+            nmi, accident = run.codes.pair_mean("nmi"), run.codes.pair_mean("nmi_baseline")
+            if icsl is not None and nmi is not None and accident is not None:
+                groups[icsl].append(nmi - accident)
+    if not groups[True] or not groups[False]:
+        return ""
+    return (
+        "The codes of two codebooks share, in normalized mutual information less its permutation "
+        f"baseline, {_range(groups[True], 'z.3f')} with ICSL and {_range(groups[False], 'z.3f')} "
+        "without it."
+    )
 
 
 # ------------------------------------------------------------------------------------ fine-tuning
@@ -188,6 +181,29 @@ def _window(published: Published, work: Work) -> str:
     )
 
 
+def _levels(published: Published, work: Work) -> str:
+    """What the last levels of the deepest quantizer still do."""
+    depth = {
+        arm: levels
+        for arm in work.arms("finetune")
+        if (levels := levels_of(arm, work.overrides("finetune", arm)) or 0) > 1
+        and any("mse" in run.codes.arrays for run in work.counted("finetune", arm))
+    }
+    if not depth:
+        return ""
+    arm = max(depth, key=lambda name: depth[name])
+    arrays = [run.codes.arrays for run in work.counted("finetune", arm)]
+    errors = np.mean([a["mse"] for a in arrays if "mse" in a and len(a["mse"]) == depth[arm]], 0)
+    if np.ndim(errors) != 1 or not np.isfinite(errors).all() or errors[0] <= 0:
+        return ""
+    half = -(-depth[arm] // 2)
+    return (
+        f"In {arm} level 1 leaves a mean squared residual of {errors[0]:.3g}, level {half} "
+        f"{100 * errors[half - 1] / errors[0]:.2g} % of that and level {depth[arm]} "
+        f"{100 * errors[-1] / errors[0]:.2g} %."
+    )
+
+
 def _zeroed(published: Published, work: Work) -> str:
     zeroed = _means(work, "finetune", "train", "zeroed")
     if not zeroed or max(zeroed) <= 0:
@@ -206,7 +222,7 @@ def _rate(work: Work, stage: Stage) -> str:
     peak, last = max(rate.values.max() for rate in rates), max(rate.values[-1] for rate in rates)
     section = work.recipe.get(stage)
     optimizer = section.get("optimizer") if isinstance(section, Mapping) else None
-    planned = _number(optimizer.get("learning_rate")) if isinstance(optimizer, Mapping) else None
+    planned = as_number(optimizer.get("learning_rate")) if isinstance(optimizer, Mapping) else None
     text = f"The learning rate reached {peak:.3g}"
     text += f", {peak / planned:.2f} of the recipe's {planned:.3g}," if planned else ""
     return f"{text} and was {last:.3g} at the last logged update ({rates[0].updates[-1]:.0f})."
@@ -214,13 +230,14 @@ def _rate(work: Work, stage: Stage) -> str:
 
 _STATEMENTS: tuple[tuple[Stage, str, Callable[[Published, Work], str]], ...] = (
     ("pretrain", "chance", _chance),
-    ("pretrain", "spread over seeds", lambda p, w: _spread(p, w, "pretrain")),
     ("pretrain", "masking", _mask),
     ("pretrain", "ICSL", _icsl),
+    ("pretrain", "use of codebooks", _use),
+    ("pretrain", "redundancy", _shared),
     ("pretrain", "learning rate", lambda p, w: _rate(w, "pretrain")),
     ("finetune", "blanks", _blanks),
     ("finetune", "what was printed", _window),
-    ("finetune", "spread over seeds", lambda p, w: _spread(p, w, "finetune")),
+    ("finetune", "RVQ levels", _levels),
     ("finetune", "zeroed losses", _zeroed),
     ("finetune", "learning rate", lambda p, w: _rate(w, "finetune")),
 )
@@ -285,51 +302,6 @@ _DIAGNOSTICS: dict[Stage, tuple[tuple[str, Show], ...]] = {
         ("zeroed losses a window", _mean("train", "zeroed", ".2g")),
     ),
 }
-
-
-def deviations(work: Work, as_run: Mapping[str, Any]) -> list[Deviation]:
-    """Keys of a resolved recipe that differ from those of the resolved ``as-run``.
-
-    Names, places on the machine and what can't change a number are left out; so are keys that only
-    one of the two has, but for arms.
-    """
-    theirs, ours = dict(flatten(as_run)), dict(flatten(work.recipe))
-    found = []
-    for key in dict.fromkeys([*theirs, *ours]):
-        if key.startswith(_NOT_COMPARED) or (key.startswith("data.synthetic.")):
-            continue
-        arm = ".arms." in key
-        if not arm and not (key in theirs and key in ours):
-            continue
-        there, here = _shown(theirs.get(key)), _shown(ours.get(key))
-        if there != here and work.recipe:
-            found.append(Deviation(work.name, key, there, here))
-    return found
-
-
-_NOT_COMPARED = (
-    "name", "description", "data.root", "data.jobs", "data.transcripts", "compute.device",
-    "compute.threads", "compute.compile", "pretrain.checkpoint_every", "finetune.checkpoint_every",
-    "pretrain.log_every", "finetune.log_every",
-)  # fmt: skip
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(_shown(item) for item in value) or "-"
-    number = _number(value)
-    return f"{number:g}" if number is not None else str(value)
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
 
 
 def _counted(work: Work, stage: Stage) -> Iterator[Run]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 
 from reproduce.errors import DataError
 from reproduce.records import METRIC_COLUMNS, RunFolder, RunRecord, Stage, WorkFolder
+from reproduce.report.codes import Codes, read_codes
 from reproduce.report.statistics import Curve, Floats
 
 LOSS: dict[Stage, str] = {"pretrain": "contrastive_loss", "finetune": "ctc_loss"}
@@ -47,6 +49,11 @@ class Run:
     @property
     def outcome(self) -> str:
         return self.record.outcome if self.record else ""
+
+    @cached_property
+    def codes(self) -> Codes:
+        """Statistics of its codebooks, as far as ``codes.npz`` can be read."""
+        return read_codes(self.folder.codes, self.folder.stage)
 
     @property
     def counted(self) -> bool:
@@ -84,7 +91,7 @@ class Work:
     def seeds_planned(self) -> list[int]:
         seeds = self.recipe.get("seeds")
         if isinstance(seeds, list) and seeds:
-            return [int(seed) for seed in seeds]
+            return [seed for seed in seeds if isinstance(seed, int)]
         return sorted({seed for _, _, seed in self.runs})
 
     def overrides(self, stage: Stage, arm: str) -> Mapping[str, Any]:
@@ -97,7 +104,7 @@ class Work:
     def planned_arms(self, stage: Stage) -> list[str]:
         section = self.recipe.get(stage)
         arms = section.get("arms") if isinstance(section, Mapping) else None
-        return list(arms) if isinstance(arms, Mapping) else []
+        return [str(arm) for arm in arms] if isinstance(arms, Mapping) else []
 
     def arms(self, stage: Stage) -> list[str]:
         """Planned arms in recipe order, then those only found as folders."""
@@ -141,7 +148,8 @@ def read_work(root: Path) -> Work:
     """Read a work folder.
 
     Raises:
-        DataError: there is no such folder, or its ``recipe.yaml`` isn't a mapping in YAML.
+        DataError: there is no such folder, it holds neither a recipe nor a run, or its
+            ``recipe.yaml`` isn't a mapping in YAML.
     """
     folder = WorkFolder(Path(root))
     if not folder.root.is_dir():
@@ -158,6 +166,12 @@ def read_work(root: Path) -> Work:
             raise DataError(
                 "not a recipe", where=str(folder.recipe), do="run a stage again to rewrite it"
             )
+    elif not any(any(folder.runs(stage)) for stage in STAGES):
+        raise DataError(
+            "not a work folder: neither recipe.yaml nor a run",
+            where=str(root),
+            do="give the folder that holds recipe.yaml, pretrain/ and finetune/",
+        )
     name = recipe.get("name")
     runs = {
         (stage, run.arm, run.seed): read_run(run) for stage in STAGES for run in folder.runs(stage)
@@ -173,15 +187,29 @@ def read_run(folder: RunFolder) -> Run:
     if folder.record.is_file():
         try:
             record = RunRecord.read(folder.record)
-            if not isinstance(record.final, dict):
-                raise ValueError("final isn't a mapping")
-        except (ValueError, TypeError):
+            _check(record)
+        except (ValueError, TypeError, AttributeError):
             record, problem = None, "run.json can't be read"
     try:
         metrics = read_metrics(folder.metrics, folder.stage)
     except (ValueError, OSError):
         metrics, problem = {}, "metrics.csv can't be read"
     return Run(folder, record, metrics, problem)
+
+
+def _check(record: RunRecord) -> None:
+    """Values of the types the report relies on; another version's may differ."""
+    kinds: tuple[tuple[type[Any], tuple[Any, ...]], ...] = (
+        (str, (record.status, record.outcome, record.reason, record.device, record.precision,
+               record.started, record.ended or "", record.git or "", record.recipe_sha256,
+               record.manifest_sha256)),
+        (dict, (record.final, *record.final.values(), record.versions, record.settings)),
+        (Real, (record.wall_seconds, record.updates_planned, record.world_size)),
+        (Real, tuple(v or 0 for row in record.final.values() for v in row.values())),
+    )  # fmt: skip
+    for kind, values in kinds:
+        if not all(isinstance(value, kind) for value in values):
+            raise ValueError(f"run.json: a value isn't a {kind.__name__}")
 
 
 def read_metrics(path: Path, stage: Stage) -> dict[str, Columns]:
@@ -233,14 +261,14 @@ def codebooks_of(arm: str, overrides: Mapping[str, Any]) -> int | None:
     value = overrides.get("quantizer.codebooks")
     if value is None and (match := _ARM.fullmatch(arm)):
         value = match["codebooks"]
-    return int(value) if value is not None else None
+    return _whole(value)
 
 
 def icsl_of(arm: str, overrides: Mapping[str, Any]) -> bool | None:
     """Whether a pretraining arm uses ICSL, from the recipe or else from its name."""
     weight = overrides.get("icsl.weight")
-    if weight is not None:
-        return float(weight) > 0
+    if isinstance(weight, int | float):
+        return weight > 0
     match = _ARM.fullmatch(arm)
     return match["no"] is None if match else None
 
@@ -251,7 +279,14 @@ def levels_of(arm: str, overrides: Mapping[str, Any]) -> int | None:
     if value is None:
         match = re.fullmatch(r"rvq_(\d+)", arm)
         value = 0 if arm == "no_rvq" else match[1] if match else None
-    return int(value) if value is not None else None
+    return _whole(value)
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

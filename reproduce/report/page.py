@@ -15,17 +15,18 @@ from typing import Any
 import jinja2
 
 from reproduce.records import Stage
+from reproduce.report.caveats import run_caveats
 from reproduce.report.claims import ClaimResult, PartResult
+from reproduce.report.deviations import Deviation
 from reproduce.report.figures import Drawn
-from reproduce.report.findings import Deviation, Finding, diagnostics
+from reproduce.report.findings import Finding, diagnostics
+from reproduce.report.headlines import STAGE_NAMES
 from reproduce.report.measured import LOSS, STAGES, Run, Work
 from reproduce.report.published import CHANCE, Published
-from reproduce.report.statistics import Interval
+from reproduce.report.statistics import MOST_SEEDS, Interval
 from reproduce.report.tables import Row, expectation, interval_cells, part_cells, rounded
 
-STAGE_NAMES: dict[Stage, str] = {"pretrain": "pretraining", "finetune": "fine-tuning"}
 _NUMBER_ORDER = ("reproduced", "differs", "inconclusive", "too few seeds", "not measured")
-_CLAIM_ORDER = ("supported", "contradicted", "inconclusive", "too few seeds", "not measured")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Report:
     tables: dict[Stage, list[Row]]
     claims: Sequence[ClaimResult]
     figures: Sequence[Drawn]
+    headlines: Sequence[Finding]
     findings: Sequence[Finding]
     deviations: Sequence[Deviation]
 
@@ -57,6 +59,8 @@ def render(report: Report) -> str:
         recipes=[work.name for work in report.works],
         summaries=[_summary(report, work) for work in report.works],
         several=len(report.works) > 1,
+        overview=_overview(report),
+        headlines=[headline.text for headline in report.headlines if not headline.recipe],
         margins={
             stage: rounded(report.published.margins[stage], {"pretrain": 4, "finetune": 2}[stage])
             for stage in STAGES
@@ -111,16 +115,28 @@ def _summary(report: Report, work: Work) -> dict[str, Any]:
                 "caveats": _caveats(work, stage),
             }
         )
-    claims = [result for result in report.claims if result.recipe == work.name]
     return {
         "recipe": work.name,
         "numbers": numbers,
-        "claims": [
-            (verdict, [r.claim.name for r in claims if r.verdict == verdict])
-            for verdict in _CLAIM_ORDER
-            if any(r.verdict == verdict for r in claims)
-        ],
+        "headlines": [h.text for h in report.headlines if h.recipe == work.name],
     }
+
+
+def _overview(report: Report) -> list[dict[str, Any]]:
+    """A row a claim: its verdict and caveat in each recipe."""
+    found = {(result.claim.name, result.recipe): result for result in report.claims}
+    return [
+        {
+            "name": claim.name,
+            "statement": claim.statement,
+            "results": [
+                (work.name, result.verdict, result.caveat)
+                for work in report.works
+                for result in [found[claim.name, work.name]]
+            ],
+        }
+        for claim in report.published.claims
+    ]
 
 
 def _caveats(work: Work, stage: Stage) -> str:
@@ -130,9 +146,8 @@ def _caveats(work: Work, stage: Stage) -> str:
         return "no runs"
     finished = [run for run in runs if run.status == "finished"]
     text = f"{len(finished)} of {len(runs)} runs finished"
-    outcomes = Counter(run.outcome for run in runs if run.outcome not in ("", "ok"))
-    for outcome, count in outcomes.most_common():
-        text += f", {count} {outcome.replace('_', ' ')}"
+    for what, count in Counter(w for run in runs for w in run_caveats(run)).most_common():
+        text += f", {count} {what}"
     missing = sum(len(work.missing(stage, arm)) for arm in work.arms(stage))
     return text + (f", {missing} planned but missing" if missing else "")
 
@@ -211,6 +226,7 @@ def _claim(result: ClaimResult) -> dict[str, Any]:
         "statement": result.claim.statement,
         "source": result.claim.source,
         "verdict": result.verdict,
+        "caveat": result.caveat,
         "parts": [_part(part) for part in result.parts],
     }
 
@@ -220,7 +236,9 @@ def _part(result: PartResult) -> dict[str, Any]:
     needed = ""
     if result.verdict == "inconclusive":
         needed = (
-            f"to decide: about {result.needed} seeds" if result.needed else "no number would do"
+            f"to decide: about {result.needed} seeds"
+            if result.needed
+            else f"to decide: over {MOST_SEEDS} seeds"
         )
     return {
         "text": expectation(result),
@@ -243,8 +261,8 @@ def _provenance(work: Work) -> dict[str, Any]:
         "device": {record.device for record in records},
         "precision": {record.precision for record in records},
         "processes a run": {str(record.world_size) for record in records},
-        "data (sha256)": {record.manifest_sha256[:12] for record in records},
-        "recipe of each arm (sha256)": {record.recipe_sha256[:12] for record in records},
+        "data (sha256)": {record.manifest_sha256[:8] for record in records},
+        "recipe of each arm (sha256)": {record.recipe_sha256[:8] for record in records},
         "began": {min((r.started for r in records if r.started), default="")},
         "ended": {max((r.ended for r in records if r.ended), default="")},
         "active time": {_hours(sum(record.wall_seconds for record in records))},
@@ -287,7 +305,9 @@ def _run(run: Run) -> dict[str, str]:
         "valid": rounded(run.final("valid", LOSS[stage]), 4),
         "time": _hours(record.wall_seconds) if record else "",
         "reason": without_paths(
-            "; ".join(filter(None, (record.reason if record else "", run.problem)))
+            "; ".join(
+                filter(None, (record.reason if record else "", run.problem, run.codes.problem))
+            )
         ),
     }
 

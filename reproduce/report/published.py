@@ -77,6 +77,8 @@ class Published:
     curves: dict[tuple[Stage, str, str], Curve]
     word_error_rates: dict[str, float]
     """Last logged on validation, by fine-tuning arm."""
+    icsl_logged: dict[str, tuple[float, float]]
+    """First and last value in the run logs, by pretraining arm: mean cosine between codebooks."""
     claims: tuple[Claim, ...]
     configuration: tuple[dict[str, str], ...]
     margins: dict[Stage, float]
@@ -154,6 +156,12 @@ def load_published() -> Published:
         curves=curves,
         word_error_rates={
             r["arm"]: float(r["wer"]) for r in log if r["split"] == "valid" and r["wer"]
+        },
+        icsl_logged={
+            arm: (float(curve.values[0]), float(curve.values[-1]))
+            for arm, curve in _curves(
+                [r for r in _rows("log_pretrain") if r["icsl"]], "icsl"
+            ).items()
         },
         claims=tuple(
             Claim(r["claim"], r["statement"], r["source"], tuple(tests[r["claim"]]))

@@ -6,8 +6,10 @@ Student t throughout: at three to ten seeds the bootstrap's intervals are far to
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -55,12 +57,18 @@ class Interval:
     def half_width(self) -> float:
         return (self.high - self.low) / 2
 
+    def widened(self, confidence: float) -> Interval:
+        """The interval at another confidence than 95 %."""
+        half = self.half_width * t_quantile(self.count, confidence) / t_quantile(self.count)
+        return replace(self, low=self.mean - half, high=self.mean + half)
+
     @property
     def enough(self) -> bool:
         """Whether there are seeds enough for a verdict."""
         return self.count >= FEWEST_SEEDS
 
 
+@cache
 def t_quantile(count: int, confidence: float = CONFIDENCE) -> float:
     """Two-sided Student t quantile for ``count`` values (``count`` - 1 degrees of freedom)."""
     return float(stdtrit(count - 1, 0.5 + confidence / 2))
@@ -122,19 +130,21 @@ def seeds_to_predict(deviation: float, margin: float) -> int | None:
 
     It never falls under 1.96 standard deviations, however many seeds there are.
     """
-    n = np.arange(FEWEST_SEEDS, MOST_SEEDS + 1)
-    return _first(n, stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * deviation * np.sqrt(1 + 1 / n), margin)
+    return _fewest(lambda n: t_quantile(n) * deviation * math.sqrt(1 + 1 / n), margin)
 
 
-def seeds_to_decide(distance: float, deviation: float) -> int | None:
+def seeds_to_decide(
+    distance: float, deviation: float, confidence: float = CONFIDENCE
+) -> int | None:
     """Seeds until a mean this far from its threshold stands clear of it; None: out of reach."""
-    n = np.arange(FEWEST_SEEDS, MOST_SEEDS + 1)
-    return _first(n, stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * deviation / np.sqrt(n), abs(distance))
+    return _fewest(lambda n: t_quantile(n, confidence) * deviation / math.sqrt(n), abs(distance))
 
 
-def _first(n: NDArray[np.int64], half_widths: Floats, allowed: float) -> int | None:
-    enough = np.flatnonzero(half_widths <= allowed)
-    return int(n[enough[0]]) if len(enough) and allowed > 0 else None
+def _fewest(half_width: Callable[[int], float], allowed: float) -> int | None:
+    """The smallest number of seeds at which a half-width, which falls with it, is small enough."""
+    counts = range(FEWEST_SEEDS, MOST_SEEDS + 1)
+    place = bisect_left(counts, True, key=lambda n: half_width(n) <= allowed)
+    return counts[place] if place < len(counts) and allowed > 0 else None
 
 
 def area(curve: Curve, start: float, end: float) -> float:

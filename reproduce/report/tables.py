@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from reproduce.records import Stage
+from reproduce.report.caveats import caveat
 from reproduce.report.claims import ClaimResult, PartResult
 from reproduce.report.measured import LOSS, Work, codebooks_of, icsl_of, levels_of
 from reproduce.report.published import Published, PublishedNumber
@@ -38,12 +38,6 @@ CLAIMS_TABLE = (
 
 DECIMALS: dict[Stage, int] = {"pretrain": 4, "finetune": 2}
 """As the study prints its tables; used where no interval says how much is known."""
-OUTCOMES = {
-    "at_chance": "at chance",
-    "all_blank": "all blank",
-    "collapsed": "collapsed",
-    "diverged": "diverged",
-}
 
 
 @dataclass(frozen=True)
@@ -180,29 +174,6 @@ def _row(published: Published, stage: Stage, arm: str, work: Work | None) -> Row
     )
 
 
-def caveat(work: Work, stage: Stage, arm: str) -> str:
-    """What the outcomes of an arm's runs say, and which runs its numbers lack."""
-    runs, missing = work.of(stage, arm), work.missing(stage, arm)
-    if not runs:
-        if arm not in work.planned_arms(stage):
-            return "not in the recipe"
-        return "no run yet"
-    total = len(runs) + len(missing)
-    counts: Counter[str] = Counter()
-    for run in runs:
-        if run.status != "finished":
-            counts["diverged" if run.outcome == "diverged" else run.status] += 1
-        elif run.outcome in OUTCOMES:
-            counts[OUTCOMES[run.outcome]] += 1
-        if run.problem:
-            counts[run.problem] += 1
-    if missing:
-        counts["missing"] = len(missing)
-    return "; ".join(
-        what if count == total else f"{count} of {total} {what}" for what, count in counts.items()
-    )
-
-
 def pretrain_table(rows: Sequence[Row]) -> Table:
     return Table(PRETRAIN_TABLE, [_pretrain_cells(row) for row in rows])
 
@@ -233,15 +204,15 @@ def _finetune_cells(row: Row) -> list[str]:
 def claims_table(results: Sequence[ClaimResult]) -> Table:
     """One row a claim, with the numbers of the part its verdict hangs on, then a row a part.
 
+    A caveat stands in brackets behind the statement.
+
     Parts are named C1.1, C1.2 and so on; a claim of one part has one row.
     """
     cells: list[list[str]] = []
     for result in results:
         name, parts = result.claim.name, result.parts
-        cells.append(
-            [result.recipe, name, result.claim.statement, *part_cells(result.deciding),
-             result.verdict]
-        )  # fmt: skip
+        statement = result.claim.statement + (f" [{result.caveat}]" if result.caveat else "")
+        cells.append([result.recipe, name, statement, *part_cells(result.deciding), result.verdict])
         for part in parts if len(parts) > 1 else ():
             cells.append(
                 [result.recipe, f"{name}.{part.part.number}", expectation(part),
@@ -262,16 +233,14 @@ def part_cells(result: PartResult) -> list[str]:
     most = 0 if whole else 5 if result.part.measure == "slope" else 4
     if result.part.stage == "finetune" and not whole:
         most = 3
-    known = known_decimals(result.interval, most=most, alone=most)
-    low, high = result.interval.low, result.interval.high
-    enough = result.interval.enough
-    return [
-        rounded(result.published, most),
-        rounded(result.interval.mean, known),
-        rounded(low if enough else None, known),
-        rounded(high if enough else None, known),
-        _text(result.interval.count),
-    ]
+    interval = result.interval
+    known = known_decimals(interval, most=most, alone=most)
+    low, high = (interval.low, interval.high) if interval.enough else (None, None)
+    cells = [rounded(value, known) for value in (interval.mean, low, high)]
+    finer = known_decimals(interval, most=99, alone=0) > most
+    if finer and 0 < abs(interval.mean) < 10.0 ** (1 - most):  # known, but below these decimals
+        cells = ["" if v is None else f"{v:.1e}" for v in (interval.mean, low, high)]
+    return [rounded(result.published, most), *cells, _text(interval.count)]
 
 
 def interval_cells(interval: Interval, stage: Stage) -> list[str]:

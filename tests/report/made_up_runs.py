@@ -41,6 +41,37 @@ def write_recipe(
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
 
+def write_codes(
+    run: Path, *, rows: int, entries: int = 320, used: int | None = None, shift: float = 0.0
+) -> None:
+    """``codes.npz`` of ``rows`` codebooks or levels that use ``used`` of their entries alike.
+
+    Pairs of codebooks have similarity 0.75 before and 0.75 + ``shift`` after training, mutual
+    information 0.4 over a baseline of 0.3; level k leaves a residual of 1/k.
+    """
+    counts = np.zeros((rows, entries), np.int64)
+    counts[:, : used or entries] = 10
+    kinds: dict[str, Any] = {"code_counts": counts}
+    if run.parent.parent.name == "pretrain":
+        off = np.where(np.eye(rows, dtype=bool), np.nan, 1.0)
+        kinds |= {
+            "codebooks_first": np.zeros((rows, entries, 256 // rows), np.float32),
+            "codebooks_last": np.ones((rows, entries, 256 // rows), np.float32),
+            "similarity_first": np.full((rows, rows), 0.75),
+            "similarity_last": np.full((rows, rows), 0.75 + shift),
+            "nmi": 0.4 * off,
+            "nmi_baseline": 0.3 * off,
+        }
+    else:
+        kinds |= {
+            "codebooks": np.zeros((rows, entries, 8), np.float32),
+            "mse": 1 / np.arange(1, rows + 1),
+            "perplexity": np.full(rows, float(used or entries)),
+            "dead_codes": np.full(rows, entries - (used or entries)),
+        }
+    np.savez_compressed(run / "codes.npz", **kinds)
+
+
 def write_run(
     root: Path,
     stage: Stage,

@@ -7,23 +7,30 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from made_up_runs import CHANCE, LEVELS, PRETRAIN_ARMS, write_recipe, write_run
+from made_up_runs import CHANCE, LEVELS, PRETRAIN_ARMS, write_codes, write_recipe, write_run
 
 from reproduce.errors import DataError, UsageError
-from reproduce.report import ReportSummary, build_report
+from reproduce.report import ReportSummary, build, build_report, figures
 from reproduce.report.build import named_apart
-from reproduce.report.measured import read_work
+from reproduce.report.caveats import caveat
+from reproduce.report.measured import codebooks_of, read_work
 from reproduce.report.page import without_paths
+from reproduce.report.published import load_published
 from reproduce.report.tables import CLAIMS_TABLE, FINETUNE_TABLE, PRETRAIN_TABLE, latex_escape
 from reproduce.shipped import shipped
 
 FIGURES = (
     "fig2_pretrain_train", "fig3_pretrain_valid", "fig4_codebooks", "fig5_finetune_train",
     "fig6_finetune_valid", "fig7_rvq_levels",
+)  # fmt: skip
+CODE_FIGURES = (
+    "codebook_usage", "codebook_similarity", "codebook_information", "rvq_residual",
+    "rvq_perplexity",
 )  # fmt: skip
 
 
@@ -54,11 +61,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ReportSummary
                 loss = (4.6141 if arm.startswith("no") else 4.6133) + 0.00001 * (seed - 2)
                 write_run(root, "pretrain", arm, seed, loss, outcome="at_chance")
             else:
-                write_run(root, "pretrain", arm, seed, loss)
-        for k, arm in enumerate(LEVELS):
-            write_run(root, "finetune", arm, seed, 3.5 - 0.1 * k + 0.002 * ((k * seed) % 3),
-                      train_loss=3.0 - 0.1 * k, outcome="all_blank" if k < 2 else "ok",
-                      steepness=4 + k / 2)  # fmt: skip
+                run = write_run(root, "pretrain", arm, seed, loss)
+                if "_8cb" in arm:
+                    write_codes(run, rows=8, used=80, shift=-0.1 if arm == "icsl_8cb" else 0.0)
+        for k, (arm, levels) in enumerate(LEVELS.items()):
+            run = write_run(
+                root, "finetune", arm, seed, 3.5 - 0.1 * k + 0.002 * ((k * seed) % 3),
+                train_loss=3.0 - 0.1 * k, outcome="all_blank" if k < 2 else "ok",
+                steepness=4 + k / 2,
+            )  # fmt: skip
+            if levels:
+                write_codes(run, rows=levels, entries=256)
+                if seed == 3:
+                    (run / "codes.npz").write_bytes(b"PK\x03\x04 not a whole archive")
     out = root / "report"
     return out, build_report([root], out)
 
@@ -70,7 +85,7 @@ def test_every_file_of_the_contract(built: tuple[Path, ReportSummary]) -> None:
         "index.html", "summary.json", "claims.csv", "claims.md",
         *(f"table_{stage}.{kind}" for stage in ("pretrain", "finetune")
           for kind in ("csv", "md", "tex")),
-        *(f"{figure}.{kind}" for figure in FIGURES for kind in ("png", "pdf")),
+        *(f"{figure}.{kind}" for figure in FIGURES + CODE_FIGURES for kind in ("png", "pdf")),
     }  # fmt: skip
     assert summary.page == out / "index.html"
     assert json.loads((out / "summary.json").read_text()) == summary.data
@@ -87,12 +102,12 @@ def test_pretraining_table(built: tuple[Path, ReportSummary]) -> None:
     assert float(chance["skill"]) == pytest.approx(CHANCE - 4.6141, abs=1e-4)
     assert rows["icsl_8cb"]["verdict"] == "differs"
     assert float(rows["icsl_8cb"]["low"]) < float(rows["icsl_8cb"]["mean"]) < 4.4
-    for arm, caveat in {
+    for arm, expected in {
         "no_icsl_16cb": "1 of 3 diverged", "icsl_16cb": "1 of 3 missing",
         "icsl_4cb": "1 of 3 running",
     }.items():  # fmt: skip
         row = rows[arm]
-        assert (row["verdict"], row["caveat"], row["seeds"]) == ("too few seeds", caveat, "2")
+        assert (row["verdict"], row["caveat"], row["seeds"]) == ("too few seeds", expected, "2")
         assert row["low"] == row["high"] == ""
 
 
@@ -123,7 +138,7 @@ def test_claims_table(built: tuple[Path, ReportSummary]) -> None:
 
 def test_the_page_is_whole_safe_and_private(built: tuple[Path, ReportSummary]) -> None:
     page = (built[0] / "index.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == len(FIGURES + CODE_FIGURES)
     assert not re.findall(r"(?:src|href)=\"(?!#|data:)", page)
     assert "http" not in page
     assert "corrected&lt;b&gt;_mini" in page
@@ -145,6 +160,79 @@ def test_why_says_only_what_the_logs_hold(built: tuple[Path, ReportSummary]) -> 
     assert "0.0003; it sends 0.2 %" in topics["ICSL"]
     assert "18 of 18 finished runs output blanks" in topics["blanks"]
     assert "zeroed losses" not in topics  # never logged
+    assert (
+        "25 % of its entries in use on validation (exp(entropy)/V of 48"
+        in (topics["use of codebooks"])
+    )
+    assert "0.100 with ICSL and 0.100 without it" in topics["redundancy"]
+    assert (
+        "rvq_16 level 1 leaves a mean squared residual of 1, level 8 12 %" in (topics["RVQ levels"])
+    )
+
+
+def test_damaged_codes_are_said_to_be(built: tuple[Path, ReportSummary]) -> None:
+    page = (built[0] / "index.html").read_text(encoding="utf-8")
+    assert page.count("codes.npz can&#39;t be read") == len(LEVELS) - 1
+
+
+def test_the_page_says_whether_published_differences_are_noise(
+    built: tuple[Path, ReportSummary],
+) -> None:
+    headlines = built[1].data["headlines"]
+    text = [h["text"] for h in headlines if h["recipe"] and h["topic"] == "noise"]
+    # all arms but the two at chance have a spread over seeds of 0.001
+    assert text[0].startswith("Is 4.6120 against 4.6178 more than noise? Yes, more")
+    assert "Of the table's 3 steps" in text[0]
+    assert text[1].startswith("Is 3.85 against 4.59 more than noise? Yes, more")
+    alone = [h["text"] for h in headlines if not h["recipe"]]
+    assert "are of one seed each" in alone[0]
+    assert "4.6120 and 4.6178 are 0.0031 under and 0.0027 over chance" in alone[0]
+    size = [h["text"] for h in headlines if h["topic"] == "size"]
+    assert size == []  # 400 updates are no mini, and of the model nothing is known
+
+
+def test_worse_than_chance_and_recognizing_nothing_are_caveats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "draw_all", lambda *_: [])  # not what this is about
+    write_recipe(tmp_path, "tiny", seeds=[1, 2, 3], model={"width": 64, "layers": 2})
+    for seed in (1, 2, 3):
+        for k, arm in enumerate(PRETRAIN_ARMS):
+            loss = CHANCE + 0.05 + 0.001 * k + 1e-5 * ((k * seed) % 3)
+            write_run(tmp_path, "pretrain", arm, seed, loss, points=10)
+        for k, arm in enumerate(LEVELS):
+            wer = 0.9 if (arm, seed) == ("rvq_1", 1) else 1.2
+            write_run(tmp_path, "finetune", arm, seed, 14 + 0.1 * k + 0.01 * ((k * seed) % 3),
+                      columns={"wer": wer})  # fmt: skip
+    summary = build_report([tmp_path], tmp_path / "report")
+    rows = table(tmp_path / "report" / "table_pretrain.csv")
+    assert {row["caveat"] for row in rows} == {"above chance"}
+    fine = {r["arm"]: r["caveat"] for r in table(tmp_path / "report" / "table_finetune.csv")}
+    assert (fine["rvq_1"], fine["rvq_2"]) == ("2 of 3 WER 1 or more", "WER 1 or more")
+    claims = {row["claim"]: row for row in table(tmp_path / "report" / "claims.csv")}
+    assert claims["C3"]["verdict"] == "contradicted"
+    assert claims["C3"]["statement"].endswith("[all 12 runs end at or above chance]")
+    assert "[14 of 15 runs end all blank or with a word error" in claims["C4"]["statement"]
+    assert tuple(claims["C3"]) == CLAIMS_TABLE
+    page = summary.page.read_text()
+    beside = r"contradicted</span>\s*<br><span class=\"needed\">all 12 runs end at or above chance"
+    assert re.search(beside, page)
+    assert "24 of 24 runs finished, 24 above chance" in page
+    size = next(h["text"] for h in summary.data["headlines"] if h["topic"] == "size")
+    assert size.startswith("Far too small to test the study: pretraining made 100 updates where")
+    assert "width is 64, not 768" in size
+
+
+def test_runs_of_different_data_are_not_taken_for_one_experiment(tmp_path: Path) -> None:
+    write_recipe(tmp_path, "mixed", seeds=[1, 2], finetune=["rvq_4"], pretrain=["icsl_2cb"])
+    for seed in (1, 2):
+        write_run(tmp_path, "pretrain", "icsl_2cb", seed, 4.4, manifest_sha256=f"{seed}" * 64,
+                  settings={"pretrain": {"updates": 10}})  # fmt: skip
+        settings = {"encoder_sha256": f"{seed}", "finetune": {"updates": 10 * seed}}
+        write_run(tmp_path, "finetune", "rvq_4", seed, 4.4, settings=settings)
+    work = read_work(tmp_path)
+    assert caveat(work, "pretrain", "icsl_2cb") == "runs of 2 different data sets"
+    assert caveat(work, "finetune", "rvq_4") == "runs of 2 different recipes"
 
 
 def test_folders_of_one_recipe_are_told_apart(tmp_path: Path) -> None:
@@ -163,8 +251,9 @@ def test_latex(built: tuple[Path, ReportSummary]) -> None:
 
 
 def test_a_copied_folder_and_two_side_by_side(
-    built: tuple[Path, ReportSummary], tmp_path: Path
+    built: tuple[Path, ReportSummary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(build, "draw_all", lambda *_: [])  # see below
     copied = tmp_path / "copied"
     shutil.copytree(built[0].parent, copied)
     shutil.rmtree(copied / "report")
@@ -188,6 +277,27 @@ def test_a_copied_folder_and_two_side_by_side(
     fine = table(tmp_path / "report" / "table_finetune.csv")
     planned = next(r for r in fine if (r["recipe"], r["arm"]) == ("as-run", "rvq_4"))
     assert (planned["verdict"], planned["caveat"]) == ("not measured", "no run yet")
+
+
+@pytest.mark.parametrize(("works", "shape"), [(1, (1, 2)), (3, (2, 2)), (4, (2, 3))])
+def test_figures_of_several_recipes(
+    built: tuple[Path, ReportSummary], works: int, shape: tuple[int, int]
+) -> None:
+    work = read_work(built[0].parent)
+    names = [f"recipe {k} " + "with a long name " * k for k in range(works)]
+    plan = next(plan for plan in figures._paper(load_published()) if plan.name == "fig4_codebooks")
+    figure = figures._figure([replace(work, name=name) for name in names], plan)
+    assert figure.axes[0].get_gridspec().get_geometry() == shape
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    titles = [axes.get_title().replace("\n", " ") for axes in shown]
+    assert titles == ["published", *(f"measured: {name}".strip() for name in names)]
+    figure.draw_without_rendering()
+    frame = figure.bbox
+    for axes in shown:  # labels, ticks and titles stay inside
+        box = axes.get_tightbbox()
+        assert box is not None
+        assert frame.x0 <= box.x0 <= box.x1 <= frame.x1
+        assert frame.y0 <= box.y0 <= box.y1 <= frame.y1
 
 
 @pytest.fixture(scope="module")
@@ -249,11 +359,17 @@ def test_paths_are_cut(text: str, private: str) -> None:
 def test_a_hundred_runs_of_two_thousand_points(tmp_path: Path) -> None:
     seeds = range(7)
     write_recipe(tmp_path, seeds=seeds)
-    for seed in seeds:
-        for arm in PRETRAIN_ARMS:
-            write_run(tmp_path, "pretrain", arm, seed, 4.4, points=1600)
-        for arm in LEVELS:
-            write_run(tmp_path, "finetune", arm, seed, 3.4, points=1600)
+    runs = []
+    for arm in PRETRAIN_ARMS:
+        runs.append(write_run(tmp_path, "pretrain", arm, 0, 4.4, points=1600))
+        write_codes(runs[-1], rows=codebooks_of(arm, {}) or 0)
+    for arm, levels in LEVELS.items():
+        runs.append(write_run(tmp_path, "finetune", arm, 0, 3.4, points=1600))
+        if levels:
+            write_codes(runs[-1], rows=levels, entries=256)
+    for run in runs:
+        for seed in seeds[1:]:
+            shutil.copytree(run, run.with_name(f"seed-{seed}"))
     began = time.process_time()
     build_report([tmp_path], tmp_path / "report")
     assert time.process_time() - began < 8

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from made_up_runs import write_recipe, write_run
 
 from reproduce.errors import DataError
@@ -120,6 +122,49 @@ def test_bad_work_folders(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("[a\n")
     with pytest.raises(DataError, match="not a recipe"):
         read_work(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("final", []), ("final", {"valid": 4.6}), ("final", {"valid": {"contrastive_loss": "low"}}),
+     ("wall_seconds", None), ("versions", ["torch"]), ("started", 17), ("status", None),
+     ("settings", "x"), ("updates_planned", "many"), ("device", {"name": "cpu"})],
+)  # fmt: skip
+def test_a_record_of_another_kind_is_not_believed(tmp_path: Path, key: str, value: object) -> None:
+    folder = write_run(tmp_path, "pretrain", "icsl_2cb", 1, 4.6)
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {key: value}))
+    run = read_run(next(WorkFolder(tmp_path).runs("pretrain")))
+    assert (run.status, run.problem) == ("no record", "run.json can't be read")
+
+
+def test_a_record_of_a_later_version_is_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "pretrain", "icsl_2cb", 1, 4.6)
+    record = json.loads((folder / "run.json").read_text())
+    later = {"status": "paused", "outcome": "tired", "energy": {"kWh": 3}}
+    (folder / "run.json").write_text(json.dumps(record | later))
+    text = (folder / "metrics.csv").read_text().splitlines()
+    longer = [line + ("," + "future" if k == 0 else ",1") for k, line in enumerate(text)]
+    (folder / "metrics.csv").write_text("\n".join(longer) + "\n")
+    run = read_run(next(WorkFolder(tmp_path).runs("pretrain")))
+    assert (run.status, run.counted, run.problem) == ("paused", False, "")
+    assert len(run.curve("valid", "contrastive_loss")) == 10
+
+
+@pytest.mark.parametrize("seeds", [["a"], [None], "1", {}])
+@pytest.mark.parametrize("arms", [None, [], {3: {}}, {"icsl_2cb": 1}, {"icsl_2cb": {"icsl": []}}])
+def test_a_recipe_of_another_kind_plans_nothing(
+    tmp_path: Path, seeds: object, arms: object
+) -> None:
+    recipe = {"name": 5, "seeds": seeds, "pretrain": {"arms": arms}, "finetune": []}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    write_run(tmp_path, "pretrain", "icsl_2cb", 1, 4.6)
+    work = read_work(tmp_path)
+    assert work.name == tmp_path.name
+    assert work.values("pretrain", "icsl_2cb", "valid", "contrastive_loss") == pytest.approx([4.6])
+    assert {seed for arm in work.arms("pretrain") for seed in work.missing("pretrain", arm)} <= {1}
+    assert icsl_of("icsl_2cb", {"icsl.weight": []}) is True
+    assert codebooks_of("icsl_2cb", {"quantizer.codebooks": "x"}) is None
 
 
 def test_what_an_arm_is() -> None:

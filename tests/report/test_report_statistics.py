@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import false_verdicts
 import numpy as np
 import pytest
 import scipy.stats
@@ -64,6 +65,22 @@ def test_intervals_of_few_values() -> None:
 )
 def test_verdict_on_a_number(values: list[float], published: float | None, verdict: str) -> None:
     assert number_verdict(published, 0.00005, prediction_interval(values), 0.0004) == verdict
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_number_is_seldom_judged_wrongly(seeds: int) -> None:
+    trials = 3000
+    alike = false_verdicts.numbers(seeds, trials, distance=math.nan, deviation=0.0004)
+    assert alike["differs"] / trials == pytest.approx(0.05, abs=0.012)
+    for deviation in (0.0001, 0.0002, 0.0004):  # three margins away is not "reproduced"
+        apart = false_verdicts.numbers(seeds, trials, distance=0.0012, deviation=deviation)
+        assert apart["reproduced"] / trials <= 0.01
+
+
+def test_widened_is_the_interval_at_that_confidence() -> None:
+    values = [4.61, 4.62, 4.60, 4.65]
+    ours, direct = mean_interval(values).widened(0.99), mean_interval(values, 0.99)
+    assert (ours.low, ours.high) == pytest.approx((direct.low, direct.high))
 
 
 def test_margin_is_half_the_smallest_step_between_neighbours() -> None:

@@ -1,0 +1,106 @@
+"""What a reader has to know beside a verdict: runs that know nothing, failed, or aren't there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from reproduce.records import AT_CHANCE_MARGIN, Stage
+from reproduce.report.measured import Run, Work, flatten
+from reproduce.report.published import Claim
+
+OUTCOMES = {
+    "at_chance": "at chance",
+    "all_blank": "all blank",
+    "collapsed": "collapsed",
+    "diverged": "diverged",
+}
+KNOWS_NOTHING: dict[Stage, str] = {
+    "pretrain": "at or above chance",
+    "finetune": "all blank or with a word error rate of 1 or more",
+}
+
+
+def caveat(work: Work, stage: Stage, arm: str) -> str:
+    """What the outcomes of an arm's runs say, and which runs its numbers lack."""
+    runs, missing = work.of(stage, arm), work.missing(stage, arm)
+    if not runs:
+        if arm not in work.planned_arms(stage):
+            return "not in the recipe"
+        return "no run yet"
+    counts = Counter(what for run in runs for what in run_caveats(run))
+    if missing:
+        counts["missing"] = len(missing)
+    total = len(runs) + len(missing)
+    found = [
+        what if count == total else f"{count} of {total} {what}" for what, count in counts.items()
+    ]
+    return "; ".join([*found, *_mixed([run for run in runs if run.counted], settings=True)])
+
+
+def claim_caveat(claim: Claim, work: Work) -> str:
+    """Whether the runs behind a claim know anything at all; empty if they all do."""
+    found = []
+    for stage in dict.fromkeys(part.stage for part in claim.parts):
+        arms = dict.fromkeys(arm for part in claim.parts for arm in part.arms)
+        runs = [run for arm in arms for run in work.counted(stage, arm)]
+        if ignorant := sum(map(knows_nothing, runs)):
+            which = f"all {len(runs)}" if ignorant == len(runs) else f"{ignorant} of {len(runs)}"
+            found.append(f"{which} runs end {KNOWS_NOTHING[stage]}")
+        found += _mixed(runs)
+    return "; ".join(found)
+
+
+def knows_nothing(run: Run) -> bool:
+    """Whether a finished run is no better than guessing: at or above chance, or all words wrong."""
+    if run.folder.stage == "pretrain":
+        return (skill := final_skill(run)) is not None and skill <= AT_CHANCE_MARGIN
+    return run.outcome == "all_blank" or _misses_all(run)
+
+
+def final_skill(run: Run) -> float | None:
+    """Chance less loss on the last validation, in nats."""
+    loss, chance = run.final("valid", "contrastive_loss"), run.final("valid", "chance_loss")
+    return chance - loss if loss is not None and chance is not None else None
+
+
+def above_chance(run: Run) -> bool:
+    """Whether a run ends clearly worse than a model that knows nothing."""
+    return (skill := final_skill(run)) is not None and skill < -AT_CHANCE_MARGIN
+
+
+def _mixed(runs: Sequence[Run], *, settings: bool = False) -> list[str]:
+    """Runs thrown together that were trained on different data or by different recipes.
+
+    Seeds of one arm may well differ in the encoder they start from.
+    """
+    records = [run.record for run in runs if run.record]
+    kinds = {"data sets": {record.manifest_sha256 for record in records}}
+    if settings:
+        kinds["recipes"] = {
+            repr(sorted((k, v) for k, v in flatten(record.settings) if k != "encoder_sha256"))
+            for record in records
+        }
+    return [f"runs of {len(found)} different {kind}" for kind, found in kinds.items()
+            if len(found) > 1]  # fmt: skip
+
+
+def run_caveats(run: Run) -> list[str]:
+    """What there is to say of one run; empty if it finished and all is well."""
+    found = []
+    if run.status != "finished":
+        found.append("diverged" if run.outcome == "diverged" else run.status)
+    else:
+        if run.outcome in OUTCOMES:
+            found.append(OUTCOMES[run.outcome])
+        if run.folder.stage == "pretrain" and above_chance(run):
+            found.append("above chance")
+        if run.folder.stage == "finetune" and run.outcome != "all_blank" and _misses_all(run):
+            found.append("WER 1 or more")
+    if run.problem:
+        found.append(run.problem)
+    return found
+
+
+def _misses_all(run: Run) -> bool:
+    return (wer := run.final("valid", "wer")) is not None and wer >= 1
