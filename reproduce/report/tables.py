@@ -237,7 +237,7 @@ def part_cells(result: PartResult) -> list[str]:
     known = known_decimals(interval, most=most, alone=most)
     low, high = (interval.low, interval.high) if interval.enough else (None, None)
     cells = [rounded(value, known) for value in (interval.mean, low, high)]
-    finer = known_decimals(interval, most=99, alone=0) > most
+    finer = not whole and known_decimals(interval, most=99, alone=0) > most
     if finer and 0 < abs(interval.mean) < 10.0 ** (1 - most):  # known, but below these decimals
         cells = ["" if v is None else f"{v:.1e}" for v in (interval.mean, low, high)]
     return [rounded(result.published, most), *cells, _text(interval.count)]

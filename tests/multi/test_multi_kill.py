@@ -27,7 +27,7 @@ from tiny_runs import (
 from reproduce.records import RunFolder, RunRecord, Stage, WorkFolder
 from reproduce.training.checkpoint import checkpoint_updates, load_checkpoint
 
-KILLS = 6
+KILLS = ("change", "change", "time", "change", "time", "change")
 
 
 def copy(base: WorkFolder, folder: Path) -> WorkFolder:
@@ -38,11 +38,11 @@ def copy(base: WorkFolder, folder: Path) -> WorkFolder:
 def killed_again_and_again(
     stage: Stage, protocol: str, work: WorkFolder, options: Sequence[str], seconds: float, seed: int
 ) -> int:
-    """Start, kill, start: at a random time, or before a random change of a file, in turns."""
+    """Start, kill, start: at a random time, or before a random change of a file."""
     log, rng = work.root / f"{stage}.log", np.random.default_rng(seed)
     arguments = [stage, spec(protocol, work), "--work", str(work.root), *options]
-    for number in range(KILLS):
-        if number % 2:
+    for number, how in enumerate(KILLS):
+        if how == "change":
             process = start(command_killed, arguments, int(rng.integers(1, 30)), log=log)
             process.join(60)
         else:
@@ -55,7 +55,7 @@ def killed_again_and_again(
             return number
     process = start(command_keeping_checkpoints, arguments, log=log)
     finish([process], log)
-    return KILLS
+    return len(KILLS)
 
 
 def assert_same_run(found: RunFolder, expected: RunFolder) -> None:

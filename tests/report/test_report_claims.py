@@ -169,6 +169,10 @@ def test_numbers_too_small_for_decimals_are_not_printed_as_zero() -> None:
     assert part_cells(result) == ["", "3.0e-05", "5.2e-06", "5.5e-05", "3"]
     nothing = PartResult(part, None, (), mean_interval([]), "not measured", None)
     assert part_cells(nothing) == ["", "", "", "", "0"]
+    updates = PartResult(
+        CLAIMS["C5"].parts[0], None, (), mean_interval([0, 2, 2]), "inconclusive", None
+    )
+    assert part_cells(updates)[1:4] == ["1", "-2", "4"]
     same = PartResult(part, None, (), mean_interval([0.0] * 3), "inconclusive", None)
     assert part_cells(same)[1:4] == ["0.0000"] * 3
 
