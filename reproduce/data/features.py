@@ -96,7 +96,7 @@ class FeatureFile:
         Raises:
             DataError: values that aren't finite in the stored type.
         """
-        values = features.detach().to("cpu", torch.float32).numpy().astype(self.dtype)
+        values = features.detach().to("cpu", getattr(torch, self.dtype.name)).numpy()
         if values.shape != (self.frames[position], self.width):
             raise ValueError(f"features {list(values.shape)} of utterance {position}")
         if not np.isfinite(values).all():
