@@ -358,7 +358,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         _stop(signal.SIGINT, quiet, debug)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except W2vrepError as error:
         _message(f"w2vrep: {error}", quiet, debug)
@@ -372,6 +371,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             text = f"{error.filename or 'system'}: {error.strerror}"
         _message(f"w2vrep: {text}\n  --debug shows the traceback", quiet, debug)
         sys.exit(1)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Whoever reads a pipe may have seen enough: then nothing more is written at exit either."""
+    try:
+        sys.stdout.flush()
+        if sys.__stdout__ is not None:  # typer wraps the other one where a pipe broke
+            sys.__stdout__.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _stop(number: int, quiet: bool, debug: bool) -> NoReturn:

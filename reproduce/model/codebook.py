@@ -24,11 +24,19 @@ def nearest(vectors: Tensor, codebooks: Tensor) -> Tensor:
     return torch.baddbmm(norms, vectors, codebooks.transpose(1, 2), alpha=-2).argmin(-1)
 
 
-def lookup(codebooks: Tensor, codes: Tensor) -> Tensor:
-    """codebooks [A, V, D], codes [A, N] -> [A, N, D]."""
+def lookup(codebooks: Tensor, codes: Tensor, out: Tensor | None = None) -> Tensor:
+    """codebooks [A, V, D], codes [A, N] -> [A, N, D], into ``out`` if given (contiguous)."""
     arms, entries, width = codebooks.shape
-    rows = codes + entries * torch.arange(arms, device=codes.device).unsqueeze(1)
-    return codebooks.reshape(-1, width).index_select(0, rows.flatten()).view(*codes.shape, width)
+    rows = (codes + entries * torch.arange(arms, device=codes.device).unsqueeze(1)).flatten()
+    flat = None if out is None else out.view(-1, width)
+    found = torch.index_select(codebooks.reshape(-1, width), 0, rows, out=flat)
+    return found.view(*codes.shape, width)
+
+
+def squared_norms(vectors: Tensor) -> Tensor:
+    """vectors [A, N, D] -> [A] float64, sum of squares; adds up in float64 over vectors."""
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
+    return norms.square_().sum(-1, dtype=torch.float64)
 
 
 def code_counts(codes: Tensor, entries: int) -> Tensor:

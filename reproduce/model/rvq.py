@@ -22,7 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from reproduce.errors import DataError
-from reproduce.model.codebook import CodeSums, add_by_code, code_counts, kmeans, lookup, nearest
+from reproduce.model.codebook import (
+    CodeSums,
+    add_by_code,
+    code_counts,
+    kmeans,
+    lookup,
+    nearest,
+    squared_norms,
+)
 from reproduce.position import derive_seed
 
 SMOOTHING = 1e-5
@@ -219,6 +227,7 @@ class ResidualQuantizers(nn.Module):
             self.codebooks.shape[:2], dtype=torch.int64, device=self.codebooks.device
         )
         slots, picks = self._offer(len(frames), micro_batch)
+        scratch = torch.empty_like(quantized)
         all_codes = []
         for level, rows in enumerate(self._slices):
             active = rows.stop - rows.start
@@ -231,10 +240,10 @@ class ResidualQuantizers(nn.Module):
                 if picks is not None:
                     chosen = residual.gather(1, picks[:active, :, None].expand(-1, -1, self.dim))
                     self._candidates[rows, slots] += chosen
-            nearby = lookup(self.codebooks[rows], codes)
+            nearby = lookup(self.codebooks[rows], codes, scratch[:active])
             quantized[:active] += nearby
             residual = residual - nearby if level == 0 else residual.sub_(nearby)
-            errors[rows] = residual.square().sum((1, 2), dtype=torch.float64) / self.dim
+            errors[rows] = squared_norms(residual) / self.dim
             if slope is not None:
                 slope[:active].add_(residual, alpha=2 / self.dim)
             all_codes.append(codes)

@@ -43,8 +43,7 @@ def save_checkpoint(folder: Path, update: int, state: dict[str, Any]) -> Path:
     _sync_folder(folder)
     for old in list(_newest_first(folder))[KEEP:]:
         _remove(old)
-    for litter in folder.glob(".update-*.tmp"):
-        shutil.rmtree(litter, ignore_errors=True)
+    _sweep(folder)
     return target
 
 
@@ -65,11 +64,13 @@ def load_checkpoint(
 def drop_later_checkpoints(folder: Path, update: int) -> None:
     """Forget those after ``update``, which training goes on from: damaged, or not of all learners.
 
-    They don't belong to the metrics.csv that is written from here on.
+    They don't belong to the metrics.csv that is written from here on. What a killed process left
+    half written or half removed goes too.
     """
     for path in _newest_first(folder):
         if _update(path) > update:
             _remove(path)
+    _sweep(folder)
 
 
 def _remove(path: Path) -> None:
@@ -78,6 +79,11 @@ def _remove(path: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     os.replace(path, temporary)
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    for litter in folder.glob(".update-*.tmp"):
+        shutil.rmtree(litter, ignore_errors=True)
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:

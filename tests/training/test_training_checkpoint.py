@@ -100,6 +100,8 @@ def test_whole_or_absent_wherever_saving_ends(tmp_path: Path) -> None:
             assert torch.equal(
                 load_checkpoint(folder, update)["weights"], torch.arange(5.0) * update
             )
+        drop_later_checkpoints(folder, updates[0])  # as a run that goes on does
+        assert names(folder) == [f"update-{k}" for k in sorted(updates)]
         save_checkpoint(folder, 4, state(4))
         assert names(folder) == [f"update-{k}" for k in sorted(checkpoint_updates(folder))]
         assert len(names(folder)) == 2
