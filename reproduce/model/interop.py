@@ -13,6 +13,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +143,56 @@ def load_encoder(path_or_name: str | Path) -> Encoder:
         DataError: nothing of that name, no way to fetch it, another architecture, or weights that
             don't fit.
     """
+    source = encoder_source(path_or_name)
+    if isinstance(source, Path):
+        return _encoder_of_folder(source)
+    if isinstance(source, HubName):
+        return _encoder_of_folder(_fetch(source))
+    return _encoder_of_bundle(source)
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A repository of the Hugging Face hub at a commit."""
+
+    repository: str
+    commit: str
+
+    def __str__(self) -> str:
+        return f"{self.repository}@{self.commit}"
+
+
+def encoder_source(path_or_name: str | Path) -> Path | HubName | str:
+    """What a name given to :func:`load_encoder` means: a folder, a hub name or a bundle's name.
+
+    Looks at this machine's files only; nothing is read or fetched.
+
+    Raises:
+        DataError: none of them, or a hub name without a commit.
+    """
     name = str(path_or_name)
     folder = Path(path_or_name).expanduser()
     if folder.is_dir():
-        return _encoder_of_folder(folder)
+        return folder
     if re.fullmatch(r"[A-Z][A-Z0-9_]+", name):
-        return _encoder_of_bundle(name)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?", name):
-        return _encoder_of_folder(_fetch(name))
+        return name
+    if match := re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?:@([\w.-]+))?", name):
+        repository, commit = match[1], match[2] or PINNED.get(match[1])
+        if commit is None:
+            raise DataError(
+                "no such folder, and as a hub name it lacks a commit",
+                where=name,
+                do=f"Name one, so that the run can be repeated: {repository}@COMMIT "
+                f"(https://huggingface.co/{repository}/commits/main).",
+            )
+        if not re.fullmatch("[0-9a-f]{40}", commit):
+            raise DataError(
+                f"{commit!r} is not a commit: branches and tags move",
+                where=name,
+                do="Give its 40 hexadecimal digits, from "
+                f"https://huggingface.co/{repository}/commits/{commit}.",
+            )
+        return HubName(repository, commit)
     raise DataError(
         "no such folder",
         where=name,
@@ -261,30 +304,12 @@ def _encoder_of_bundle(name: str) -> Encoder:
     return encoder.eval()
 
 
-def _fetch(name: str) -> Path:
-    """The folder of a hub model at a fixed commit, from the cache or the network."""
-    repository, _, revision = name.partition("@")
-    revision = revision or PINNED.get(repository, "")
-    if not revision:
-        raise DataError(
-            "no such folder, and as a hub name it lacks a commit",
-            where=name,
-            do=f"Name one, so that the run can be repeated: {repository}@COMMIT "
-            f"(https://huggingface.co/{repository}/commits/main).",
-        )
-    by_hand = (
-        f"Put {CONFIG} and {SAFETENSORS} or {PICKLED} of https://huggingface.co/{repository}/tree/"
-        f"{revision} into a folder, such as models/{repository.split('/')[1]}, and name that."
-    )
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise DataError(
-            "hub names need the package huggingface_hub",
-            where=name,
-            do=f"pip install huggingface_hub. Or: {by_hand}",
-        ) from error
+def _fetch(name: HubName) -> Path:
+    """The hub's files of an encoder, from its cache where they are there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    repository, revision = name.repository, name.commit
     try:
         config = hf_hub_download(repository, CONFIG, revision=revision)
         try:
@@ -297,8 +322,10 @@ def _fetch(name: str) -> Path:
         reason = str(error).strip().splitlines()
         raise DataError(
             f"can't be fetched: {type(error).__name__}: {reason[0] if reason else ''}",
-            where=f"{repository}@{revision}",
-            do=by_hand,
+            where=str(name),
+            do=f"Put {CONFIG} and {SAFETENSORS} or {PICKLED} of https://huggingface.co/"
+            f"{repository}/tree/{revision} into a folder, such as "
+            f"models/{repository.split('/')[1]}, and name that.",
         ) from error
     return Path(config).parent
 

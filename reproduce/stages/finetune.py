@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.data.vocabulary import Vocabulary
-from reproduce.errors import DataError, UsageError
-from reproduce.model.interop import CONFIG, PICKLED, SAFETENSORS, load_encoder
+from reproduce.errors import DataError, DivergedError, UsageError, W2vrepError
+from reproduce.model.interop import (
+    CONFIG,
+    PICKLED,
+    SAFETENSORS,
+    HubName,
+    encoder_source,
+    load_encoder,
+)
 from reproduce.model.recognizer import HeadBank, Recognizer
 from reproduce.model.rvq import RvqOptions
 from reproduce.recipe.schema import Finetune, Recipe
 from reproduce.records import RunRecord, WorkFolder
 from reproduce.stages.features import keep_features
-from reproduce.stages.grid import Context, open_context, run_grid
+from reproduce.stages.grid import Context, open_context, read_record, run_grid
 from reproduce.stages.recognition import FinetuneTask, encoder_parameters
 from reproduce.stages.wiring import adamw, compile_encoder, loop_settings, plan_of, speech_of
 from reproduce.training.checkpoint import checkpoint_updates
@@ -27,7 +34,10 @@ from reproduce.training.loop import Learner, Loop
 def finetune(
     recipe: Recipe, work: WorkFolder, ranks: Ranks, arms: Sequence[str], seeds: Sequence[int]
 ) -> None:
-    """Every arm x seed given; arms that can share an encoder's pass train together."""
+    """Every arm x seed given; arms that can share an encoder's pass train together.
+
+    A run whose encoder is missing is left out and told at the end, see :func:`run_grid`.
+    """
     context = open_context(recipe, work, ranks, "finetune", settings_of_encoder)
     for arm in arms:
         if recipe.finetune_arm(arm).rvq.ema == "micro_batch" and ranks.world > 1:
@@ -79,7 +89,7 @@ def train_bank(
     train, valid = (speech_of(context, section, split) for split in ("train", "valid"))
     vocabulary = Vocabulary.make(context.recipe.data.vocabulary, train.texts)
     levels = {arm: context.recipe.finetune_arm(arm).rvq.levels for arm in arms}
-    encoder = load_encoder(encoder_path(context.recipe, context.work, seed, arms[0]))
+    encoder = load_encoder(str(encoder_path(context.recipe, context.work, seed, arms[0])))
     heads = HeadBank(
         levels,
         encoder.config.width,
@@ -127,36 +137,72 @@ def _rvq_options(section: Finetune) -> RvqOptions:
     )
 
 
-def encoder_path(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -> str | Path:
-    """``finetune.encoder`` of an arm for a seed: a run of this work folder, or what `load_encoder`
-    takes.
+def check_encoders(recipe: Recipe, ranks: Ranks) -> None:
+    """Load every encoder that doesn't come from this work folder, before days are spent on others.
+
+    Hub names and bundles are fetched on the way.
 
     Raises:
-        DataError: the run isn't finished.
+        DataError: one that can't be had.
+    """
+    names = {recipe.finetune_arm(arm).encoder for arm in recipe.finetune.arms}
+    problem: W2vrepError | None = None
+    if ranks.main:
+        try:
+            for name in sorted(names):
+                if _pretraining_run(name) is None:
+                    load_encoder(name)
+        except W2vrepError as error:
+            problem = error
+    problem = ranks.gather(problem)[0]
+    if problem is not None:
+        raise problem
+
+
+def _pretraining_run(name: str) -> tuple[str, str] | None:
+    """Arm and seed of a name that means a run of the work folder."""
+    match = re.fullmatch(r"([^/]+)/seed-(\d+|\{seed\})", name)
+    return (match[1], match[2]) if match and not Path(name).exists() else None
+
+
+def encoder_path(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -> Path | HubName | str:
+    """``finetune.encoder`` of an arm for a seed: the folder of a finished run of this work folder,
+    another folder, a hub name or the name of a bundle.
+
+    Raises:
+        DataError: the run isn't finished, or there is no such thing.
+        DivergedError: the run diverged.
     """
     name = recipe.finetune_arm(arm).encoder
-    match = re.fullmatch(r"([^/]+)/seed-(\d+|\{seed\})", name)
-    if not match or Path(name).exists():
-        return Path(name) if Path(name).exists() else name
-    number = seed if match[2] == "{seed}" else int(match[2])
-    run = work.run("pretrain", match[1], number)
-    if not (run.model / "model.safetensors").exists():
+    run_of = _pretraining_run(name)
+    if run_of is None:
+        return encoder_source(name)
+    run = work.run("pretrain", run_of[0], seed if run_of[1] == "{seed}" else int(run_of[1]))
+    record = read_record(run)
+    if record is not None and record.outcome == "diverged":
+        raise DivergedError(f"its encoder {run.name} diverged", where="finetune.encoder")
+    if not (run.model / SAFETENSORS).exists():
         raise DataError(
             f"the encoder {run.name} isn't finished",
             where="finetune.encoder",
-            do=f"pretrain it first: w2vrep pretrain RECIPE --work {work.root} --arm {match[1]} "
-            f"--seed {number}",
+            do=f"pretrain it first: w2vrep pretrain RECIPE --work {work.root} --arm {run.arm} "
+            f"--seed {run.seed}",
         )
     return run.model
 
 
 def settings_of_encoder(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -> dict[str, Any]:
-    """Hash of a local encoder's files, so that runs on another one aren't taken for the same."""
-    path = Path(encoder_path(recipe, work, seed, arm))
-    weights = [path / name for name in (SAFETENSORS, PICKLED) if (path / name).is_file()]
-    if not weights:  # a name, which stands for the same weights everywhere
+    """What tells an encoder from another one of the same name: a hash of its files, or a commit.
+
+    A bundle's name stands for the same weights everywhere.
+    """
+    source = encoder_path(recipe, work, seed, arm)
+    if isinstance(source, HubName):
+        return {"encoder_commit": source.commit}
+    if not isinstance(source, Path):
         return {}
+    weights = [source / name for name in (SAFETENSORS, PICKLED) if (source / name).is_file()]
     digest = hashlib.sha256()
-    for file in (path / CONFIG, weights[0]):
+    for file in (source / CONFIG, *weights[:1]):
         digest.update(file.read_bytes() if file.is_file() else b"")
     return {"encoder_sha256": digest.hexdigest()}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from reproduce.data.manifest import Manifest
-from reproduce.errors import DivergedError, UsageError, W2vrepError
+from reproduce.errors import DataError, DivergedError, UsageError, W2vrepError
 from reproduce.recipe.schema import Recipe, settings_sha256
 from reproduce.records import RunFolder, RunRecord, Stage, WorkFolder
 from reproduce.stages.prepare import save_recipe
@@ -26,7 +26,12 @@ from reproduce.training.provenance import device_name, git_commit, now, versions
 
 @dataclass(frozen=True)
 class Context:
-    """What the runs of a grid share."""
+    """What the runs of a grid share.
+
+    Attributes:
+        more_settings: (recipe, work, seed, arm) -> what decides a run's numbers beside the recipe;
+            raises DataError or DivergedError where the run lacks what it stands on.
+    """
 
     recipe: Recipe
     work: WorkFolder
@@ -57,7 +62,7 @@ def open_context(
     """Read the manifest and set up threads and precision.
 
     Args:
-        more_settings: (recipe, work, seed, arm) -> what decides a run's numbers beside the recipe.
+        more_settings: see :class:`Context`.
 
     Raises:
         DataError: nothing is prepared, or not the training subset that the recipe requires.
@@ -83,6 +88,8 @@ def run_grid(
 ) -> None:
     """Train every unit (arms that train together, seed) that is due.
 
+    A run that diverges, or lacks what it stands on, doesn't keep the others from being done.
+
     Args:
         context: of the grid.
         units: in order.
@@ -90,12 +97,14 @@ def run_grid(
 
     Raises:
         UsageError: a run was begun with other settings or data.
-        DivergedError: some run diverged, now or before; the others are done.
+        DivergedError: some run, or one that it stands on, diverged, now or before; the others are
+            done.
+        DataError: some run lacks what it stands on; the others are done.
     """
-    diverged: list[str] = []
+    left = _LeftOut()
     for number, (arms, seed) in enumerate(units, 1):
         label = f"{context.stage} {number}/{len(units)} {'+'.join(arms)} seed {seed}"
-        with _claim(context, arms, seed, diverged) as records:
+        with _claim(context, arms, seed, left) as records:
             if not records:
                 continue
             started = time.monotonic()
@@ -110,14 +119,10 @@ def run_grid(
             for arm, record in records.items():
                 run = context.work.run(context.stage, arm, seed)
                 if record.outcome == "diverged":
-                    diverged.append(run.name)
+                    left.diverged.append(run.name)
                 share = "" if len(records) == 1 else f" for {len(records)} arms together"
                 context.say(f"{run.name}: {describe(record)}, {seconds:.0f} s{share}")
-    if diverged:
-        raise DivergedError(
-            f"{len(diverged)} of the runs diverged: {', '.join(diverged)}",
-            do="run.json of each names the update and the utterances; the other runs are done",
-        )
+    left.report()
 
 
 def describe(record: RunRecord) -> str:
@@ -137,9 +142,31 @@ def describe(record: RunRecord) -> str:
     return ", ".join(parts)
 
 
+class _LeftOut:
+    """The runs that the grid did without."""
+
+    def __init__(self) -> None:
+        self.diverged: list[str] = []
+        self.missing: dict[str, DataError] = {}
+
+    def report(self) -> None:
+        """Raise an error that names them, if there are any."""
+        lacking = f"{len(self.missing)} of the runs can't begin: {', '.join(self.missing)}"
+        if self.diverged:
+            raise DivergedError(
+                f"{len(self.diverged)} of the runs diverged: {', '.join(self.diverged)}"
+                + (f"; {lacking}" if self.missing else ""),
+                do="run.json of each names the update and the utterances; the other runs are done",
+            )
+        if self.missing:
+            first = next(iter(self.missing.values()))
+            where = f"{first.where}: " if first.where else ""
+            raise DataError(f"{lacking}; {where}{first.found}", do=first.do)
+
+
 @contextmanager
 def _claim(
-    context: Context, arms: Sequence[str], seed: int, diverged: list[str]
+    context: Context, arms: Sequence[str], seed: int, left: _LeftOut
 ) -> Iterator[dict[str, RunRecord]]:
     """Lock the arms' folders and give the records of those that are due.
 
@@ -153,12 +180,13 @@ def _claim(
             try:
                 for arm in arms:
                     run = context.work.run(context.stage, arm, seed)
-                    record = _open(context, run, locks, notes, diverged)
+                    record = _open(context, run, locks, notes, left)
                     if record is not None:
                         due[arm] = record
             except W2vrepError as error:
                 problem = error
-        problem, due, notes = context.ranks.gather((problem, due, notes))[0]
+        mine = (problem, due, notes, left.diverged, left.missing)
+        problem, due, notes, left.diverged, left.missing = context.ranks.gather(mine)[0]
         if problem is not None:
             raise problem
         for note in notes:
@@ -167,9 +195,19 @@ def _claim(
 
 
 def _open(
-    context: Context, run: RunFolder, locks: ExitStack, notes: list[str], diverged: list[str]
+    context: Context, run: RunFolder, locks: ExitStack, notes: list[str], left: _LeftOut
 ) -> RunRecord | None:
     """A run's record if it is due and nobody else trains it."""
+    try:
+        settings = context.settings(run.arm, run.seed)
+    except DivergedError as error:
+        notes.append(f"{run.name}: left out, {error.found}")
+        left.diverged.append(f"{run.name} ({error.found})")
+        return None
+    except DataError as error:
+        notes.append(f"{run.name}: left out, {error.found}")
+        left.missing[run.name] = error
+        return None
     run.root.mkdir(parents=True, exist_ok=True)
     lock = locks.enter_context(run.lock.open("w", encoding="utf-8"))
     try:
@@ -177,13 +215,12 @@ def _open(
     except BlockingIOError:
         notes.append(f"{run.name}: another process trains it")
         return None
-    settings = context.settings(run.arm, run.seed)
-    before = _read(run)
+    before = read_record(run)
     if before is not None:
         _require_same(run, before, settings, context.manifest.sha256)
         if before.outcome == "diverged":
             notes.append(f"{run.name}: diverged before; delete its folder to train it anew")
-            diverged.append(run.name)
+            left.diverged.append(run.name)
             return None
         if before.status == "finished":
             shutil.rmtree(run.checkpoints, ignore_errors=True)  # killed before it could
@@ -204,7 +241,12 @@ def _open(
     )
 
 
-def _read(run: RunFolder) -> RunRecord | None:
+def read_record(run: RunFolder) -> RunRecord | None:
+    """``run.json``, None if there is none yet.
+
+    Raises:
+        UsageError: it can't be read.
+    """
     if not run.record.exists():
         return None
     try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from reproduce.errors import DivergedError
+from reproduce.errors import DivergedError, InterruptedRun
 from reproduce.recipe.schema import Recipe
 from reproduce.records import WorkFolder
 from reproduce.report import ReportSummary, build_report
-from reproduce.stages.finetune import finetune
+from reproduce.stages.finetune import check_encoders, finetune
 from reproduce.stages.prepare import prepare, summary_lines
 from reproduce.stages.pretrain import pretrain
 from reproduce.training.distributed import Ranks
@@ -17,28 +17,38 @@ from reproduce.training.distributed import Ranks
 def run(
     recipe: Recipe, work: WorkFolder, ranks: Ranks, say: Callable[[str], None]
 ) -> ReportSummary | None:
-    """prepare, pretrain, finetune, report. A diverged run is told after the report is made.
+    """prepare, pretrain, finetune, report.
+
+    What goes wrong in fine-tuning, or diverges, is told after the report is made.
 
     Returns:
         The report's summary on the main rank, None on the others.
 
     Raises:
+        DataError: an encoder that doesn't come from this work folder can't be had; nothing is
+            begun.
         DivergedError: some run diverged; everything else is done.
     """
+    check_encoders(recipe, ranks)
     if ranks.main:
         for line in summary_lines(prepare(recipe, work)):
             say(line)
     ranks.barrier()
-    diverged: DivergedError | None = None
-    for stage, grid in ((pretrain, recipe.pretrain.arms), (finetune, recipe.finetune.arms)):
-        try:
-            stage(recipe, work, ranks, list(grid), recipe.seeds)
-        except DivergedError as error:
-            diverged = error
+    problem: Exception | None = None
+    try:
+        pretrain(recipe, work, ranks, list(recipe.pretrain.arms), recipe.seeds)
+    except DivergedError as error:
+        problem = error
+    try:
+        finetune(recipe, work, ranks, list(recipe.finetune.arms), recipe.seeds)
+    except InterruptedRun:
+        raise
+    except Exception as error:
+        problem = error
+    # No barrier: a rank that failed alone has the others wait for nothing.
     summary = build_report([work.root], work.report) if ranks.main else None
-    ranks.barrier()
-    if diverged is not None:
+    if problem is not None:
         if summary is not None:
             say(f"report: {summary.page}")
-        raise diverged
+        raise problem
     return summary

@@ -238,9 +238,9 @@ class Loop:
             for update in range(first, last + 1):
                 number = self._update(update, next(batches), stop)
                 bar.update()
-                self._rows(update, bar)
                 if not any(learner.active for learner in self.learners):
                     break
+                self._rows(update, bar)
                 if update % self.settings.checkpoint_every == 0 or update == last or number:
                     self._checkpoint(update)
                 if number and update < last:
@@ -341,8 +341,7 @@ class Loop:
             for name, row in self.task.validate(update, self.ranks).items():
                 learner = next(a for a in active if a.name == name)
                 self._append(learner, update, "valid", row)
-        if active:
-            bar.set_postfix_str(_postfix(active))
+        bar.set_postfix_str(_postfix(active))
 
     def _logged(self) -> bool:
         """Whether any train row exists; an epoch's last updates may then go unprinted, as run."""

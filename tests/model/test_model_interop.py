@@ -9,6 +9,7 @@ import urllib.error
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -248,7 +249,6 @@ def test_torchaudio_bundle_offline_or_unknown(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
     save_huggingface(make(), tmp_path)
     asked = []
 
@@ -256,22 +256,25 @@ def test_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((repository, filename, revision))
         return str(tmp_path / filename)
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
-    assert same(load_encoder("someone/model@abc123"), make().encoder)
-    assert ("someone/model", "model.safetensors", "abc123") in asked
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    commit = "abc1" * 10
+    assert same(load_encoder(f"someone/model@{commit}"), make().encoder)
+    assert ("someone/model", "model.safetensors", commit) in asked
     load_encoder("facebook/wav2vec2-base")
     assert len(asked[-1][2]) == 40  # a commit, not a branch
     with pytest.raises(DataError, match="someone/model@COMMIT"):
         load_encoder("someone/model")
+    for moving in ("main", "v1.0", "abc123"):
+        with pytest.raises(DataError, match=f"'{moving}' is not a commit"):
+            load_encoder(f"someone/model@{moving}")
 
 
 def test_hub_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
 
     def download(*_: object, **__: object) -> str:
         raise OSError("no network")
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(DataError) as caught:
         load_encoder("facebook/wav2vec2-base")
     for part in ("no network", "pytorch_model.bin", "models/wav2vec2-base", "huggingface.co"):

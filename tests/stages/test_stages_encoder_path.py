@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.errors import DataError
+from reproduce.errors import DataError, DivergedError
+from reproduce.model.interop import PINNED
 from reproduce.recipe import load_recipe
-from reproduce.records import WorkFolder
+from reproduce.records import RunRecord, WorkFolder
 from reproduce.stages.finetune import banks, encoder_path, settings_of_encoder
 
 
@@ -54,11 +55,38 @@ def test_an_encoder_that_is_not_finished(work):
     assert "--arm icsl_8cb --seed 3" in caught.value.do
 
 
-def test_names_and_paths_pass_through(work):
-    for name in ("facebook/wav2vec2-base", "WAV2VEC2_BASE"):
-        recipe = load_recipe("smoke", [f"finetune.encoder={name}"])
-        assert encoder_path(recipe, work, 1, "rvq_2") == name
-        assert settings_of_encoder(recipe, work, 1, "rvq_2") == {}
-    Path("mine").mkdir()
-    recipe = load_recipe("smoke", ["finetune.encoder=mine"])
-    assert encoder_path(recipe, work, 1, "rvq_2") == Path("mine")
+def test_an_encoder_that_diverged(work):
+    """Also where its weights were still written, at its last validation."""
+    run = work.run("pretrain", "icsl_2cb", 2)
+    RunRecord("icsl_2cb", 2, status="failed", outcome="diverged").write(run.record)
+    recipe = load_recipe("smoke", ["finetune.encoder=icsl_2cb/seed-{seed}"])
+    with pytest.raises(DivergedError, match="its encoder pretrain/icsl_2cb/seed-2 diverged"):
+        encoder_path(recipe, work, 2, "rvq_2")
+
+
+def settings(work, name):
+    recipe = load_recipe("smoke", [f"finetune.encoder={name}"])
+    return settings_of_encoder(recipe, work, 1, "rvq_2")
+
+
+def test_a_hub_name_is_its_commit(work):
+    pinned = PINNED["facebook/wav2vec2-base"]
+    recipe = load_recipe("smoke", ["finetune.encoder=facebook/wav2vec2-base"])
+    assert str(encoder_path(recipe, work, 1, "rvq_2")) == f"facebook/wav2vec2-base@{pinned}"
+    assert settings(work, "facebook/wav2vec2-base") == {"encoder_commit": pinned}
+    assert settings(work, f"someone/model@{'ab' * 20}") == {"encoder_commit": "ab" * 20}
+    assert settings(work, "WAV2VEC2_BASE") == {}
+
+
+def test_a_path_from_here_or_from_home_is_its_files(work, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in (Path("mine"), Path("home/mine")):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text("weights")
+    recipe = load_recipe("smoke", ["finetune.encoder=~/mine"])
+    assert encoder_path(recipe, work, 1, "rvq_2") == tmp_path / "home/mine"
+    assert settings(work, "~/mine") == settings(work, "mine") != {}
+    Path("home/mine/model.safetensors").write_text("others")
+    assert settings(work, "~/mine") != settings(work, "mine")
+    with pytest.raises(DataError, match="no such folder"):
+        settings(work, "~/nowhere")

@@ -349,11 +349,23 @@ def test_a_learner_that_diverges_leaves_alone(
     assert float(held.detach()) == three.weight("b")  # the weights of before
 
 
-def test_all_learners_diverged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("update", [2, 7])
+def test_all_learners_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update: int
+) -> None:
+    """Nothing is validated any more, also where that is due at this very update."""
     setup = Setup(tmp_path)
-    setup.task.spoil = ("pretrain/a/seed-1", 2)
+    setup.task.spoil = ("pretrain/a/seed-1", update)
+    validate, validated = setup.task.validate, []
+
+    def spy(update: int, ranks: Ranks) -> dict[str, Row]:
+        validated.append(update)
+        return validate(update, ranks)
+
+    monkeypatch.setattr(setup.task, "validate", spy)
     setup.loop.run()
-    assert setup.task.seen == [1, 2]
+    assert setup.task.seen == list(range(1, update + 1))
+    assert update not in validated
     assert record(tmp_path)["outcome"] == "diverged"
 
 
