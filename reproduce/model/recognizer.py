@@ -264,7 +264,12 @@ class Recognizer(nn.Module):
         layer-norm extractor heeds the lengths, and one with group-norm extractor, which can't, is
         given each utterance alone. In train mode its features depend on the padding, as in
         transformers; so they do where ``input_length`` or the quantizers count padding as speech.
+
+        F is at least 1. An utterance too short for a frame has length 0 and zeros for features.
         """
+        if isinstance(self.encoder, Encoder) and not self.encoder.frames(waveform.shape[1]):
+            none = torch.zeros(len(waveform), dtype=torch.int64, device=waveform.device)
+            return waveform.new_zeros(len(waveform), 1, self.encoder.config.width), none
         told = lengths if self.input_length == "utterance" else None
         frozen = self.encoder_mode != "trained"
         with torch.no_grad() if frozen else nullcontext():

@@ -78,10 +78,10 @@ def _encode(context: Context, recognizer: Recognizer, speech: Speech, kept: Feat
         for position, _ in context.ranks.mine(range(len(speech))):
             batch = speech.collate([position])
             with autocast(context):
-                features, _ = recognizer.encode(
+                features, frames = recognizer.encode(
                     batch.waveform.to(context.ranks.device), batch.lengths
                 )
-            kept.write(position, features[0])
+            kept.write(position, features[0, : frames[0]])
             bar.update(context.ranks.world * batch.seconds)
 
 

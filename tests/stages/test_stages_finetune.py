@@ -487,11 +487,10 @@ def test_the_study_s_schedule_never_leaves_the_warm_up(fresh: Callable[[], WorkF
 # --------------------------------------------------------------------------------------- outcomes
 
 
-def test_zeroed_utterances_are_counted(tmp_path: Path) -> None:
-    """A transcript longer than its utterance has no alignment: no loss, no gradient, a count."""
-    base = make_work(tmp_path / "base")
-    texts = ["AB", "BA", "ABBA" * 20, "A", "B", "AB" * 20]
-    work = WorkFolder(tmp_path / "work")
+def work_of(folder: Path, utterances: Sequence[tuple[str, int]]) -> WorkFolder:
+    """A work folder of texts and samples, the first four to train on, and two encoders."""
+    work = make_work(folder)
+    shutil.rmtree(work.data)
     write_manifest(
         [
             Utterance(
@@ -500,22 +499,48 @@ def test_zeroed_utterances_are_counted(tmp_path: Path) -> None:
                 speaker="s",
                 text=text,
                 source=f"noise:{number}",
-                audio=Noise(number, 9_600),
+                audio=Noise(number, samples),
             )
-            for number, text in enumerate(texts)
+            for number, (text, samples) in enumerate(utterances)
         ],
         work.data,
         corpus="synthetic",
         jobs=1,
     )
-    shutil.copy(base.root / "size.yaml", work.root)
     save_encoder(work.root / "encoder")
+    save_encoder(work.root / "layer_norm", "layer_norm")
+    return work
+
+
+def test_zeroed_utterances_are_counted(tmp_path: Path) -> None:
+    """A transcript longer than its utterance has no alignment: no loss, no gradient, a count."""
+    texts = ["AB", "BA", "ABBA" * 20, "A", "B", "AB" * 20]
+    work = work_of(tmp_path, [(text, 9_600) for text in texts])
     sets = ["finetune.log_every=2", "finetune.validation.every=6"]
     (found,) = run("as-written", work, ["no_rvq"], *sets)
     *train, valid = rows(found)
     assert [row["zeroed"] for row in train] == ["4", "4", "4"]  # two updates of two epochs each
     assert valid["zeroed"] == "1"
     assert float(valid["ctc_loss"]) < 50
+
+
+@pytest.mark.parametrize("encoder", ["encoder", "layer_norm"])
+@pytest.mark.parametrize(
+    ("protocol", "keep"),
+    [("as-written", "float32"), ("as-written", "no"), ("as-run", "no"), ("corrected", "no")],
+)
+def test_an_utterance_without_a_frame_is_zeroed(
+    tmp_path: Path, protocol: str, keep: str, encoder: str
+) -> None:
+    """Shorter than the 25 ms that a frame sees, alone in its batch."""
+    work = work_of(tmp_path, [("A", 300), *[("AB", 9_600)] * 3, ("A", 399), ("B", 9_600)])
+    sets = ["finetune.batch_size=1", "finetune.validation.batch_size=1", "finetune.log_every=1"]
+    sets += [f"finetune.keep_features={keep}", "finetune.updates=2"]
+    found = run(protocol, work, ["no_rvq", "rvq_2"], *sets, encoder=encoder)
+    for folder in found:
+        assert {row["zeroed"] for row in rows(folder)} == {"1"}
+        assert all(np.isfinite(float(row["ctc_loss"])) for row in rows(folder))
+        assert RunRecord.read(folder.record).status == "finished"
 
 
 def test_mostly_empty_output_is_all_blank(fresh: Callable[[], WorkFolder]) -> None:
