@@ -114,7 +114,11 @@ class WorkFolder:
 
     @property
     def features(self) -> Path:
-        """Features of frozen encoders; may be deleted at any time."""
+        """Features of frozen encoders, a file a selection of utterances (``KEY.DTYPE``).
+
+        Made by fine-tuning where they are the same in every epoch, and used by all arms and seeds.
+        May be deleted when nothing trains: they are made anew if needed.
+        """
         return self.root / "features"
 
     @property
@@ -137,7 +141,15 @@ class WorkFolder:
 
 @dataclass
 class RunRecord:
-    """``run.json``. ``final`` maps a split to (metrics column -> value)."""
+    """``run.json``.
+
+    Attributes:
+        final: split -> (metrics column -> value).
+        bank: arms that are trained together from one pass of the encoder, this one's included;
+            empty: alone. ``wall_seconds`` of each is then the whole bank's: count it once.
+        wall_seconds: active time over all continuations, that of encoding kept features included
+            in the run or bank that did it.
+    """
 
     arm: str
     seed: int
@@ -151,6 +163,7 @@ class RunRecord:
     device: str = ""
     precision: str = "float32"
     world_size: int = 1
+    bank: list[str] = field(default_factory=list)
     started: str = ""
     ended: str | None = None
     wall_seconds: float = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from contextlib import ExitStack
 
 import torch
@@ -23,11 +24,11 @@ FORMAT = 1
 
 def keep_features(
     context: Context, recognizer: Recognizer, speech: Speech, dtype: FeatureType
-) -> FeatureFile:
-    """The features of a selection; computed if they aren't there, by all ranks together.
+) -> tuple[FeatureFile, float]:
+    """The features of a selection, and the seconds that computing them took.
 
-    Each utterance is encoded by itself, without padding. Whoever finds another process at it
-    waits for that one's file.
+    They are computed if they aren't there, by all ranks together, each utterance by itself,
+    without padding. Whoever finds another process at it waits for that one's file.
 
     Raises:
         DataError: no room on the disk, or features that aren't finite.
@@ -37,7 +38,7 @@ def keep_features(
     frames = [encoder.frames(samples) for samples in speech.lengths(range(len(speech)))]
     name = f"{_key(context, encoder, speech)}.{dtype}"
     kept = FeatureFile(context.work.features / name, frames, encoder.config.width, dtype)
-    ranks = context.ranks
+    ranks, seconds = context.ranks, 0.0
     with ExitStack() as held:
         due, problem = False, None
         if ranks.main:
@@ -54,13 +55,20 @@ def keep_features(
         if problem is not None:
             raise problem
         if due:
+            started = time.monotonic()
             _encode(context, recognizer, speech, kept)
             ranks.barrier()
+            seconds = time.monotonic() - started
             if ranks.main:
                 kept.publish()
-                context.say(f"features kept: {kept.path} ({kept.size / 1e6:.1f} MB)")
+                folder = context.work.features
+                total = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+                context.say(
+                    f"features kept: {kept.path} ({kept.size / 1e6:.1f} MB); the folder holds "
+                    f"{total / 1e6:.1f} MB and may be deleted when nothing trains"
+                )
         ranks.barrier()
-    return kept
+    return kept, seconds
 
 
 @torch.no_grad()

@@ -101,17 +101,23 @@ def train_bank(
     recognizer = Recognizer(encoder, heads, input_length=section.input_length)
     recognizer.to(context.ranks.device)
     compile_encoder(context, encoder)
+    encoding_seconds = 0.0
     if deterministic(section) and section.keep_features != "no":
         for speech in (train, valid):
-            speech.features = keep_features(context, recognizer, speech, section.keep_features)
+            kept, seconds = keep_features(context, recognizer, speech, section.keep_features)
+            speech.features = kept
+            encoding_seconds += seconds
     learners = []
     for arm in arms:
         parameters = list(heads.arm_parameters(arm))
         if section.train != "head":
             parameters += encoder_parameters(recognizer, section)
         run, record = context.work.run("finetune", arm, seed), records[arm]
+        record.bank = arms if len(arms) > 1 else []
         optimizer = adamw(parameters, section)
-        learners.append(Learner(run, record, parameters, optimizer, section.optimizer.clip_norm))
+        learner = Learner(run, record, parameters, optimizer, section.optimizer.clip_norm)
+        learner.earlier_seconds = encoding_seconds
+        learners.append(learner)
     task = FinetuneTask(recognizer, section, vocabulary, train, valid, seed, context, learners)
     plan = plan_of(section, len(train), seed)
     settings = loop_settings(section, "finetune", seed, plan, label)

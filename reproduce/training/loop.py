@@ -63,6 +63,10 @@ class Learner:
         parameters: what is trained, in an order that stays the same.
         optimizer: over these parameters; the loop sets its learning rate.
         clip_norm: largest gradient norm; None: no clipping.
+
+    Attributes:
+        earlier_seconds: active time before the loop: set to what was spent on preparing this run,
+            and what a checkpoint remembers is added.
     """
 
     def __init__(
@@ -401,7 +405,7 @@ class Loop:
                 learner.means.load(state["means"])
                 learner.last = state["last"]
                 learner.audio_seconds = state["audio_seconds"]
-                learner.earlier_seconds = state["wall_seconds"]
+                learner.earlier_seconds += state["wall_seconds"]
                 if self.ranks.main:
                     learner.metrics.restart(state["metrics_size"])
             elif self.ranks.main:

@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,39 @@ def test_features_are_computed_once_for_all_arms_and_seeds(
     assert len(sizes) == 8
     assert sizes.count(files[1].stat().st_size) == 2  # of the other encoder
     assert sizes.count(files[1].stat().st_size // 2) == 1
+
+
+def test_the_time_of_encoding_is_in_the_run_that_did_it(
+    fresh: Callable[[], WorkFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = fresh()
+    forward = Encoder.forward
+
+    def slow(self: Encoder, *args: Any, **named: Any) -> Any:
+        time.sleep(0.02)
+        return forward(self, *args, **named)
+
+    monkeypatch.setattr(Encoder, "forward", slow)
+    first, second = run("as-written", work, ["no_rvq"], *SHORT, seeds=[1, 2])
+    encoding = 26 * 0.02
+    for folder, least, most in ((first, encoding, 60.0), (second, 0.0, encoding)):
+        assert least <= float(rows(folder)[0]["wall_seconds"]) < most
+        assert least <= RunRecord.read(folder.record).wall_seconds < most
+
+
+def test_a_record_names_the_arms_trained_together(
+    fresh: Callable[[], WorkFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = fresh()
+    with monkeypatch.context() as patch:
+        interrupt(patch, at=2)
+        with pytest.raises(InterruptedRun):
+            run("as-written", work, ["no_rvq", "rvq_2"], *SHORT)
+    bank, alone = ["no_rvq", "rvq_2"], "rvq_4"  # which comes later, and has no checkpoint
+    for folder in run("as-written", work, [*bank, alone], *SHORT):
+        assert RunRecord.read(folder.record).bank == ([] if folder.arm == alone else bank)
+    (single,) = run("corrected", fresh(), ["rvq_2"], *SHORT)
+    assert RunRecord.read(single.record).bank == []
 
 
 def test_features_are_kept_only_where_they_are_the_same_each_time(
