@@ -96,7 +96,7 @@ class HeadBank(nn.Module):
             generator = torch.Generator().manual_seed(derive_seed(seed, "head", arm))
             nn.init.normal_(head.weight, std=HEAD_STD, generator=generator)
             nn.init.zeros_(head.bias)
-            self.heads[arm] = head
+            self.heads[_key(arm)] = head
         quantized = self.quantized_arms
         self.quantizers = (
             ResidualQuantizers(
@@ -149,7 +149,7 @@ class HeadBank(nn.Module):
 
     def head(self, arm: str) -> nn.Linear:
         """The linear layer of an arm."""
-        return cast(nn.Linear, self.heads[arm])
+        return cast(nn.Linear, self.heads[_key(arm)])
 
     def arm_parameters(self, arm: str) -> list[nn.Parameter]:
         """What an optimizer of this arm alone trains. (Codebooks move by EMA, not by gradients.)"""
@@ -195,7 +195,7 @@ class HeadBank(nn.Module):
         if self.quantizers is not None and self.arms[arm]:
             kept = [self.quantized_arms.index(name) for name in remaining]
             self.quantizers = self.quantizers.select(kept) if kept else None
-        del self.heads[arm], self.arms[arm]
+        del self.heads[_key(arm)], self.arms[arm]
 
     def alone(self, arm: str) -> HeadBank:
         """A bank of one arm with a copy of its weights and codebooks."""
@@ -209,6 +209,11 @@ class HeadBank(nn.Module):
         ).to(self.head(arm).weight)
         bank.load_arm_state(arm, self.arm_state(arm))
         return bank.train(self.training)
+
+
+def _key(arm: str) -> str:
+    """Of an arm in a ModuleDict, which refuses dots and the names of its own attributes."""
+    return "arm " + arm.replace("%", "%25").replace(".", "%2E")
 
 
 class Recognizer(nn.Module):

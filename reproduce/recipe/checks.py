@@ -101,6 +101,8 @@ def _stage(section: Stage) -> Iterator[str]:
     total = schedule.warmup + schedule.hold + schedule.decay
     if schedule.kind == "tri_stage" and total > 1 + 1e-9:
         yield f"schedule.warmup: warmup + hold + decay is {total:g}, above 1"
+    if schedule.decay_form == "exponential" and schedule.final_scale == 0:
+        yield "schedule.final_scale: an exponential decay never reaches 0"
     for name in ("hold", "decay"):
         if schedule.kind != "tri_stage" and getattr(schedule, name):
             yield f"schedule.{name}: goes with kind tri_stage, found {schedule.kind}"

@@ -20,6 +20,8 @@ from reproduce.recipe.schema import Recipe, Section
 from reproduce.shipped import shipped
 
 GRIDS = ("pretrain", "finetune")
+ARM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+"""A folder's name, a step of a dotted path, and part of ``ARM/seed-N``."""
 BASE = "as-written"
 """The recipe that the schema's defaults are; its file is empty."""
 
@@ -354,8 +356,8 @@ def _check_arms(
     checked: Tree = {}
     for arm, overrides in arms.items():
         where = f"{grid}.arms.{arm}"
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", arm):
-            problems.append(f"{where}: an arm's name is a folder's: letters, digits, _ . - only")
+        if not ARM_NAME.fullmatch(arm):
+            problems.append(f"{where}: an arm's name has letters, digits, _ and - only")
             continue
         good: Tree = {}
         for path, value in overrides.items():

@@ -149,13 +149,16 @@ class Schedule(Section):
 
     kind: Literal["linear", "tri_stage", "constant"] = key(
         "linear",
-        "linear: warm-up, then linearly to 0; tri_stage: warm-up, hold, exponential decay",
+        "linear: warm-up, then linearly to 0; tri_stage: warm-up, hold, decay",
         "paper",
     )
     warmup: Fraction = key(0.1, "share of the length spent warming up", "paper")
     hold: Fraction = key(0.0, "tri_stage: share at the peak", "w2v2")
     decay: Fraction = key(0.0, "tri_stage: share decaying", "w2v2")
-    final_scale: Positive = key(0.05, "tri_stage: last rate over the peak rate", "w2v2")
+    decay_form: Literal["exponential", "linear"] = key(
+        "exponential", "tri_stage: how the rate falls to final_scale of its peak", "w2v2"
+    )
+    final_scale: NonNegative = key(0.05, "tri_stage: last rate over the peak rate", "w2v2")
     length: Positive = key(1.0, "the schedule's length over the run's length", "paper")
     counted_in: Literal["updates", "micro_batches"] = key(
         "updates",
@@ -243,7 +246,10 @@ class Validation(Section):
 
     every: Count | Literal["epoch"] = key("epoch", "updates between validations", "as run")
     batch_size: Count = key(
-        8, "utterances a batch; results of group-norm pretraining depend on padding", "ours"
+        8,
+        "utterances a batch; the numbers depend on it where padding counts as speech: in all "
+        "group-norm pretraining, and in fine-tuning with padded input lengths (as-run)",
+        "ours",
     )
     max_utterances: Count | None = key(None, "validate on this many at most", "ours")
 
@@ -346,15 +352,26 @@ class Finetune(Stage):
         "head", "what is trained; transformer: all but the extractor", "as run"
     )
     encoder_mode: Literal["eval", "train"] = key(
-        "eval", "train = head: whether dropout and masking stay on in the encoder", "ours"
+        "eval",
+        "train = head: whether dropout and masking stay on in the frozen encoder; else they do",
+        "ours",
     )
-    transformer_from: Fraction = key(0.0, "share of the updates before it is trained", "w2v2")
+    transformer_from: Fraction = key(
+        0.0,
+        "share of the updates before it is trained; until then it is frozen, with dropout and "
+        "masking on as in training",
+        "w2v2: freeze_finetune_updates",
+    )
     updates: Count = key(1500, "optimizer steps", "paper")
     batch_size: Count = key(8, "utterances a micro-batch", "paper")
     accumulation: Count = key(8, "micro-batches an update", "paper")
     optimizer: Optimizer = key(Optimizer(betas=[0.9, 0.999], eps=1e-8), "AdamW", "as run")
     schedule: Schedule = key(
-        Schedule(kind="tri_stage", warmup=0.2, hold=0.2, decay=0.6), "learning rate", "paper"
+        Schedule(
+            kind="tri_stage", warmup=0.2, hold=0.2, decay=0.6, decay_form="linear", final_scale=0.0
+        ),
+        "learning rate; the hold is that of an earlier version of the paper",
+        "paper",
     )
     masking: FinetuneMasking = key(
         FinetuneMasking(probability=0.0), "span masks", "as run in eval mode: none"

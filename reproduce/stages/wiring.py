@@ -36,6 +36,7 @@ def learning_rate_of(section: schema.Stage, plan: Plan) -> LearningRate:
         schedule.warmup,
         schedule.hold,
         schedule.decay,
+        schedule.decay_form,
         schedule.final_scale,
     )
 

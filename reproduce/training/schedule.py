@@ -18,9 +18,10 @@ class LearningRate:
     Args:
         peak: the peak rate.
         length: steps from the start to the end of the schedule; the run may stop before.
-        kind: ``linear`` (warm-up, then linearly to 0), ``tri_stage`` (warm-up, hold, exponential
-            decay to ``final_scale`` of the peak, as fairseq's of that name), ``constant``.
+        kind: ``linear`` (warm-up, then linearly to 0), ``tri_stage`` (warm-up, hold, decay
+            to ``final_scale`` of the peak), ``constant``.
         warmup, hold, decay: shares of ``length``.
+        decay_form: of ``tri_stage``; ``exponential`` as fairseq's schedule of that name.
     """
 
     peak: float
@@ -29,6 +30,7 @@ class LearningRate:
     warmup: float = 0.1
     hold: float = 0.0
     decay: float = 0.0
+    decay_form: Literal["exponential", "linear"] = "exponential"
     final_scale: float = 0.05
 
     @property
@@ -50,8 +52,10 @@ class LearningRate:
         held = step - self.warmup_steps - round(self.hold * self.length)
         if held < 0:
             return 1.0
-        decay_steps = max(1, round(self.decay * self.length))
-        return math.exp(math.log(self.final_scale) * min(1.0, held / decay_steps))
+        decayed = min(1.0, held / max(1, round(self.decay * self.length)))
+        if self.decay_form == "linear":
+            return 1.0 - (1.0 - self.final_scale) * decayed
+        return math.exp(math.log(self.final_scale) * decayed)
 
 
 @dataclass(frozen=True)

@@ -311,3 +311,13 @@ def test_head_starts_as_in_transformers() -> None:
     ours = HeadBank({"a": 0}, D, 500, seed=0).head("a")
     assert ours.weight.std().item() == pytest.approx(theirs.weight.std().item(), rel=0.05)
     assert torch.equal(ours.bias, theirs.bias)
+
+
+def test_an_arm_may_be_called_anything() -> None:
+    """Also what a ModuleDict has for itself, or what it refuses."""
+    names = ["forward", "keys", "pop", "type", "a.b", "a%2Eb"]
+    bank = HeadBank(dict.fromkeys(names, 1), 8, 5, seed=0, options=RvqOptions(codes=4))
+    assert len(bank(torch.randn(1, 3, 8), torch.tensor([3])).logits) == len(names)
+    bank.drop("keys")
+    assert list(bank.alone("a.b").arms) == ["a.b"]
+    assert not torch.equal(bank.head("a.b").weight, bank.head("a%2Eb").weight)

@@ -1,5 +1,7 @@
 """Combinations of keys that can't work."""
 
+import json
+
 import pytest
 
 from reproduce.errors import RecipeError
@@ -81,6 +83,11 @@ def test_the_defaults_are_free_of_problems():
         ),
         (
             "as-run",
+            ["finetune.schedule.decay_form=exponential"],
+            "finetune.schedule.final_scale: an exponential decay never reaches 0",
+        ),
+        (
+            "as-run",
             ["finetune.transformer_from=0.5"],
             "finetune.transformer_from: with train head the transformer is never trained",
         ),
@@ -144,6 +151,15 @@ def test_an_arm_is_checked_with_its_own_values():
     assert problem.startswith("finetune.arms.rvq_2.schedule.warmup: warmup + hold + decay is 1.3")
     (problem,) = problems("as-run", "finetune.arms.rvq_2.encoder=nobody/seed-42")
     assert problem.startswith("finetune.arms.rvq_2.encoder: no pretraining arm 'nobody'")
+
+
+@pytest.mark.parametrize("name", ["rvq.2", "a/b", "a b", "", "..", "-a", "größe", "a\n"])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_an_arm_has_a_plain_name(tmp_path, stage, name):
+    layer = tmp_path / "mine.yaml"
+    layer.write_text(json.dumps({stage: {"arms": {name: {}}}}))
+    (problem,) = problems(f"as-written+{layer}")
+    assert problem.startswith(f"{stage}.arms.{name}: an arm's name has letters, digits, _ and - on")
 
 
 def test_icsl_without_accumulation_needs_the_as_run_scaling():

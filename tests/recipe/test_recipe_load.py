@@ -254,7 +254,7 @@ def test_arms_that_are_none(recipe_file):
         in problems("as-run", "pretrain.arms={icsl_8cbb: null}")[0]
     )
     assert (
-        "pretrain.arms.a/b: an arm's name is a folder's"
+        "pretrain.arms.a/b: an arm's name has letters, digits, _ and - only"
         in problems("as-run", "pretrain.arms={a/b: {icsl.weight: 1.0}}")[0]
     )
     recipe_file("numbers.yaml", "pretrain:\n  arms:\n    1: {quantizer.codebooks: 2}\n")

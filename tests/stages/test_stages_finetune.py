@@ -434,7 +434,21 @@ def test_the_encoder_waits_for_its_update(
     """Stopped at the last update before it is trained; going on meets the uninterrupted run."""
     work, whole = fresh(), fresh()
     sets = [f"finetune.train={part}", "finetune.transformer_from=0.5"]
-    (expected,) = run("corrected", whole, ["rvq_1"], *sets)
+    modes: list[tuple[str, bool, bool, bool]] = []
+    forward = FinetuneTask.forward
+
+    def spy(self: FinetuneTask, update: int, index: int, batch: Any) -> dict[str, Terms]:
+        encoder = self.recognizer.encoder
+        masked = self._masks(update, index, batch)[0] is not None
+        needed = any(parameter.requires_grad for parameter in encoder.parameters())
+        modes.append((self.recognizer.encoder_mode, encoder.training, masked, needed))
+        return forward(self, update, index, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneTask, "forward", spy)
+        (expected,) = run("corrected", whole, ["rvq_1"], *sets)
+    waiting, trained = ("frozen_train", True, True, False), ("trained", True, True, True)
+    assert modes == [waiting] * 3 * 4 + [trained] * 3 * 4  # dropout and masks throughout
     with monkeypatch.context() as patch:
         interrupt(patch, at=3)
         with pytest.raises(InterruptedRun):

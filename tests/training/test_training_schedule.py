@@ -26,7 +26,7 @@ def test_linear_is_the_scheduler_of_transformers(warmup: int) -> None:
 
 def test_tri_stage() -> None:
     """Up for 20 of 100, held for 40, then exponentially to a twentieth over 30, and there."""
-    rate = LearningRate(2.0, 100, "tri_stage", 0.2, 0.4, 0.3, 0.05)
+    rate = LearningRate(2.0, 100, "tri_stage", 0.2, 0.4, 0.3, "exponential", 0.05)
     assert [rate(u) for u in (1, 2, 11)] == [0.0, 0.1, 1.0]
     assert {rate(u) for u in range(21, 62)} == {2.0}
     assert rate(76) == pytest.approx(2.0 * 0.05 ** (15 / 30))
@@ -34,6 +34,16 @@ def test_tri_stage() -> None:
     assert rate(1000) == pytest.approx(0.1)
     ratios = [rate(u + 1) / rate(u) for u in range(61, 91)]
     assert np.ptp(ratios) < 1e-12
+
+
+def test_tri_stage_with_linear_decay() -> None:
+    """As the study writes it: up, held, and in a straight line to the last update."""
+    rate = LearningRate(2.0, 100, "tri_stage", 0.2, 0.2, 0.6, "linear", 0.0)
+    assert {rate(u) for u in range(21, 42)} == {2.0}
+    assert [rate(u) for u in (56, 71, 86, 101)] == pytest.approx([1.5, 1.0, 0.5, 0.0])
+    assert np.ptp(np.diff([rate(u) for u in range(41, 102)])) < 1e-12
+    partly = LearningRate(2.0, 100, "tri_stage", 0.2, 0.2, 0.6, "linear", 0.25)
+    assert [partly(u) for u in (71, 101, 1000)] == pytest.approx([1.25, 0.5, 0.5])
 
 
 def test_constant() -> None:
