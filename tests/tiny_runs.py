@@ -260,6 +260,20 @@ def command_in_float64(arguments: Sequence[str]) -> None:
     command(arguments)
 
 
+def command_without_dropout(arguments: Sequence[str]) -> None:
+    """In float64, the encoder that is fine-tuned without anything random in train mode."""
+    load_encoder = reproduce.stages.finetune.load_encoder
+
+    def still(*args: Any) -> Any:
+        encoder = load_encoder(*args)
+        off = {name: 0.0 for name in vars(encoder.config) if "drop" in name}
+        encoder.config = replace(encoder.config, **off)
+        return encoder
+
+    reproduce.stages.finetune.load_encoder = still
+    command_in_float64(arguments)
+
+
 def train(
     stage: Stage,
     protocol: str,

@@ -335,7 +335,9 @@ class Rvq(Section):
     revive_below: NonNegative | None = key(
         None, "replace codes whose EMA cluster size is under this; null: never", "as run"
     )
-    commitment: NonNegative = key(0.0, "weight of the commitment loss", "paper: CTC alone")
+    commitment: NonNegative = key(
+        0.0, "weight of the commitment loss, a mean over the update's frames", "paper: CTC alone"
+    )
     straight_through: bool = key(False, "gradients pass to the encoder", "as run: none needed")
 
 

@@ -63,6 +63,7 @@ class FinetuneTask(Task):
         self.device = context.ranks.device
         self.names = {learner.run.arm: learner.name for learner in learners}
         self.micro_batches = 1
+        self.commitment_weight = 0.0
         self.update_sums: dict[str, CodeSums] = {}
         self.window: dict[str, CodeSums] = {}
         self.last_valid: dict[str, _Validated] = {}
@@ -75,6 +76,10 @@ class FinetuneTask(Task):
 
     def begin_update(self, update: int, micro_batches: Sequence[Sequence[int]]) -> None:
         self.micro_batches = len(micro_batches)
+        utterances = sum(len(positions) for positions in micro_batches)
+        frames = sum(self._quantized_frames(positions) for positions in micro_batches)
+        # Of a sum over frames, beside a loss that is divided by the utterances.
+        self.commitment_weight = self.section.rvq.commitment * utterances / max(1, frames)
         self.recognizer.set_encoder_mode(self._encoder_mode(update))
         trained = {id(p) for p in encoder_parameters(self.recognizer, self.section)}
         for parameter in self.recognizer.encoder.parameters():
@@ -87,6 +92,12 @@ class FinetuneTask(Task):
             )
         self.recognizer.train()
         self.update_sums = {}
+
+    def _quantized_frames(self, positions: Sequence[int]) -> int:
+        """Frames of a micro-batch that the quantizers see."""
+        encoder: Any = self.recognizer.encoder
+        frames = [encoder.frames(samples) for samples in self.train.lengths(positions)]
+        return max(frames) * len(frames) if self.section.rvq.padding else sum(frames)
 
     def _encoder_mode(self, update: int) -> EncoderMode:
         section = self.section
@@ -107,8 +118,7 @@ class FinetuneTask(Task):
             ctc = ctc_loss(logits, targets, out.lengths, sizes, self.vocabulary.blank)
             loss = ctc.loss
             if arm in out.commitment and self.section.rvq.commitment > 0:
-                mean = out.commitment[arm] / max(1, out.frames)
-                loss = loss + self.section.rvq.commitment * mean * ctc.utterances
+                loss = loss + self.commitment_weight * out.commitment[arm]
             blanks, frames = blank_frames(logits.detach(), out.lengths, self.vocabulary.blank)
             terms[self.names[arm]] = Terms(
                 loss,

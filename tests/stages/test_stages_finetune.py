@@ -18,6 +18,7 @@ from tiny_runs import (
     Noise,
     assert_rows_close,
     command,
+    command_without_dropout,
     finish,
     make_work,
     rows,
@@ -25,6 +26,7 @@ from tiny_runs import (
     start,
     start_ranks,
     tiny_recipe,
+    train,
     weights,
 )
 
@@ -465,6 +467,29 @@ def test_the_encoder_waits_for_its_update(
         after["transformer.layers.0.attention.q_proj.weight"],
         before["transformer.layers.0.attention.q_proj.weight"],
     )
+
+
+def test_how_an_update_is_cut_changes_nothing(base: WorkFolder, tmp_path: Path) -> None:
+    """One micro-batch of eight or four of two, of unequal lengths: one loss, commitment included.
+
+    In float64, where rounding turns no choice of a code. Without what is drawn by micro-batch:
+    dropout, masks and the frames that dead codes become.
+    """
+    sets = [f"finetune.encoder={base.root / 'layer_norm'}", "finetune.transformer_from=0.0"]
+    sets += ["finetune.masking.probability=0", "finetune.masking.min_spans=0"]
+    sets += ["finetune.masking.channel_probability=0", "finetune.rvq.revive_below=null"]
+    sets += ["finetune.rvq.commitment=5.0", "finetune.updates=6"]
+    options = ["--arm", "no_rvq", "--arm", "rvq_2"]
+    found = []
+    for size, number in ((8, 1), (2, 4)):
+        work = WorkFolder(tmp_path / f"{size}x{number}")
+        shutil.copytree(base.root, work.root)
+        cut = [f"finetune.batch_size={size}", f"finetune.accumulation={number}"]
+        words = [word for text in [*sets, *cut] for word in ("--set", text)]
+        train("finetune", "corrected", work, *options, *words, target=command_without_dropout)
+        found.append([work.run("finetune", arm, 1) for arm in ("no_rvq", "rvq_2")])
+    for whole, parts in zip(*found, strict=True):
+        assert_close(parts, whole, 1e-8)
 
 
 # ------------------------------------------------------------------------------------- evaluation
