@@ -6,16 +6,23 @@ that ends up in ``rejected`` of ``summary.json``.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from reproduce.data.containers import declared_end, taken
 from reproduce.errors import DataError
 
 SAMPLE_RATE = 16_000
@@ -24,6 +31,10 @@ BYTES_PER_SAMPLE = 2
 MIN_RATE, MAX_RATE = 4_000, 384_000
 MAX_VALUES = 2**28
 """Samples x channels of one file (1 GiB as float32): 46 minutes of 48 kHz stereo."""
+LOUDEST = np.float32(2**20)
+"""Float samples beyond it are cut to it, so that sums of them stay finite; full scale is 1."""
+
+UNTOLD = "its header doesn't say how long it is; encode it again"
 
 Float32 = npt.NDArray[np.float32]
 Int16 = npt.NDArray[np.int16]
@@ -66,32 +77,68 @@ def decode(data: bytes) -> tuple[Float32 | Int16, int]:
         samples as `Decoded` has them, and the rate in Hz.
 
     Raises:
-        AudioError: empty, not audio, truncated, or too large.
+        AudioError: empty, not audio, truncated, too large, or in a container that isn't taken.
     """
     if not data:
         raise AudioError("empty file")
+    with _opened(_Memory(data)) as file:
+        end = declared_end(file.format, data)
+        if end is None:
+            raise AudioError(UNTOLD)
+        if len(data) < end:
+            raise AudioError("truncated: the file ends before its container says it does")
+        exact = file.subtype == "PCM_16"
+        # All frames by their number: libsndfile can't seek in some encodings (GSM, some ADPCM).
+        samples: Float32 | Int16 = file.read(file.frames, "int16" if exact else "float32")
+        if len(samples) < file.frames:
+            raise AudioError(f"truncated: {len(samples)} of {file.frames} samples")
+        return samples, file.samplerate
+
+
+def duration(file: Path | bytes) -> float:
+    """Seconds of a file, or of its bytes, by the header alone.
+
+    Raises:
+        AudioError: `decode` would refuse it for what its header says.
+    """
+    with _opened(_Memory(file) if isinstance(file, bytes) else file) as opened:
+        return float(opened.frames / opened.samplerate)
+
+
+@contextmanager
+def _opened(source: io.BytesIO | Path) -> Iterator[soundfile.SoundFile]:
+    """The open file, if its header says nothing that can't be used."""
+    with _reasons("decoded"), soundfile.SoundFile(source) as file:
+        rate, channels, frames = file.samplerate, file.channels, file.frames
+        if not taken(file.format):
+            raise AudioError(
+                f"container not taken: whether a file of {file.format} lost its end can't be "
+                "checked; convert it to FLAC or WAV"
+            )
+        if not MIN_RATE <= rate <= MAX_RATE:
+            raise AudioError(f"sample rate out of range: {rate} Hz, {MIN_RATE} to {MAX_RATE} taken")
+        if frames >= 2**62:  # libsndfile's way to say that it can't tell
+            raise AudioError(UNTOLD)
+        if frames * channels > MAX_VALUES:
+            raise AudioError(
+                f"too large: {frames} samples x {channels} channels declared, the limit is "
+                f"{MAX_VALUES} in all; cut it into utterances"
+            )
+        yield file
+
+
+@contextmanager
+def _reasons(what: str) -> Iterator[None]:
+    """Whatever a library says against a file is a reason not to use it."""
     try:
-        with soundfile.SoundFile(_Memory(data)) as file:
-            rate, channels, frames = file.samplerate, file.channels, file.frames
-            if not MIN_RATE <= rate <= MAX_RATE:
-                raise AudioError(f"sample rate {rate} Hz is outside {MIN_RATE} to {MAX_RATE} Hz")
-            if frames >= 2**62:  # libsndfile's way to say that it can't tell
-                raise AudioError("its header doesn't say how long it is; encode it again")
-            if frames * channels > MAX_VALUES:
-                raise AudioError(
-                    f"too large: {frames} samples x {channels} channels declared, the limit is "
-                    f"{MAX_VALUES} in all; cut it into utterances"
-                )
-            exact = file.subtype == "PCM_16"
-            samples: Float32 | Int16 = file.read(dtype="int16" if exact else "float32")
-    except soundfile.SoundFileError as error:
+        yield
+    except AudioError:
+        raise
+    except MemoryError:
+        raise AudioError(f"too large: it can't be {what} in the memory there is") from None
+    except (ValueError, RuntimeError, TypeError, OSError) as error:
         reason = getattr(error, "error_string", "") or str(error)
-        raise AudioError(f"can't be decoded: {reason.strip().rstrip('.')}") from None
-    if len(samples) < frames:
-        raise AudioError(f"truncated: {len(samples)} of {frames} samples")
-    if _cut_short(data):
-        raise AudioError("truncated: the file ends before its container says it does")
-    return samples, rate
+        raise AudioError(f"can't be {what}: {reason.strip().rstrip('.')}") from None
 
 
 class _Memory(io.BytesIO):
@@ -104,36 +151,6 @@ class _Memory(io.BytesIO):
             return self.tell()  # libsndfile looks where it is
 
 
-def duration(file: Path | bytes) -> float:
-    """Seconds of a file, or of its bytes, by the header alone.
-
-    Raises:
-        AudioError: it can't be read.
-    """
-    try:
-        info = soundfile.info(_Memory(file) if isinstance(file, bytes) else file)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise AudioError(f"can't be decoded: {error}") from None
-    return float(info.frames / info.samplerate)
-
-
-def _cut_short(data: bytes) -> bool:
-    """Whether a WAV, AIFF or Ogg file lost its end, which libsndfile takes for a shorter file.
-
-    WAV, AIFF: the size at the start exceeds the file (one near 2^31 or 2^32 means a stream of
-    unknown length). Ogg: the last page is incomplete or doesn't end its stream (RFC 3533).
-    """
-    if data[:4] in (b"RIFF", b"FORM"):
-        size = int.from_bytes(data[4:8], "little" if data[:1] == b"R" else "big")
-        return len(data) + 1 < size + 8 and size < 0x7FFF0000
-    if data[:4] == b"OggS":
-        page = data[data.rfind(b"OggS") :]
-        if len(page) < 27 or len(page) < 27 + page[26]:
-            return True
-        return not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
-    return False
-
-
 def pack(decoded: Decoded) -> Packed:
     """Check, mix down (mean of the channels), resample and round to int16.
 
@@ -142,27 +159,45 @@ def pack(decoded: Decoded) -> Packed:
     """
     if not len(decoded.samples):
         raise AudioError("no samples")
-    channels = 1 if decoded.samples.ndim == 1 else decoded.samples.shape[1]
-    if decoded.samples.dtype == np.int16 and channels == 1 and decoded.rate == SAMPLE_RATE:
-        pcm, clipped = decoded.samples.astype("<i2", copy=False), 0
-    else:
-        pcm, clipped = _converted(decoded, channels)
-    if pcm.min() == pcm.max():
-        raise AudioError("silent: every sample is the same")
-    return Packed(pcm, decoded.sha256, decoded.rate, channels, clipped)
+    with _reasons("converted"):
+        channels = 1 if decoded.samples.ndim == 1 else decoded.samples.shape[1]
+        mono = _mixed_down(decoded, channels)
+        _refuse_silence(mono)  # before resampling, which makes ripples of a constant's ends
+        if mono.dtype == np.int16 and decoded.rate == SAMPLE_RATE:
+            pcm, clipped = mono.astype("<i2", copy=False), 0
+        else:
+            pcm, clipped = to_int16(resample(_floats(mono), decoded.rate))
+            _refuse_silence(pcm)
+        return Packed(pcm, decoded.sha256, decoded.rate, channels, clipped)
 
 
-def _converted(decoded: Decoded, channels: int) -> tuple[Int16, int]:
+def _mixed_down(decoded: Decoded, channels: int) -> Float32 | Int16:
+    """[T], float32 or, of one channel, as it was."""
     raw = decoded.samples
-    samples = to_float(raw) if raw.dtype == np.int16 else raw.astype(np.float32, copy=False)
-    if samples.ndim == 2:
-        samples = samples.reshape(-1) if channels == 1 else samples.mean(axis=1, dtype=np.float32)
-    low, high = samples.min(), samples.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        bad = np.flatnonzero(~np.isfinite(samples))
-        first = bad[0] / decoded.rate
-        raise AudioError(f"{len(bad)} samples are NaN or infinite, the first at {first:.3f} s")
-    return to_int16(resample(samples, decoded.rate))
+    if raw.dtype != np.int16:
+        raw = raw.astype(np.float32, copy=False)
+        low, high = raw.min(), raw.max()
+        if not (np.isfinite(low) and np.isfinite(high)):
+            bad = np.flatnonzero(~np.isfinite(raw.reshape(len(raw), -1)).all(axis=1))
+            first = bad[0] / decoded.rate
+            raise AudioError(f"NaN or infinite samples: {len(bad)}, the first at {first:.3f} s")
+        if max(-low, high) > LOUDEST:
+            raw = raw.clip(-LOUDEST, LOUDEST)
+    if channels == 1:
+        return raw.reshape(-1)
+    mono: Float32 = _floats(raw).mean(axis=1, dtype=np.float32)
+    return mono
+
+
+def _floats(samples: Float32 | Int16) -> Float32:
+    if samples.dtype == np.int16:
+        return to_float(samples)
+    return samples.astype(np.float32, copy=False)
+
+
+def _refuse_silence(samples: Float32 | Int16) -> None:
+    if samples.min() == samples.max():
+        raise AudioError("silent: every sample is the same")
 
 
 def resample(samples: Float32, rate: int) -> Float32:
@@ -223,35 +258,83 @@ def normalize(samples: Float32) -> Float32:
 class PackedAudio:
     """Random access to ``audio.pcm`` (mono int16, 16 kHz).
 
+    The file is opened once, so that what another process puts in its place isn't read. A copy in
+    another process (pickled) opens it again, and refuses another file.
+
     Slices are read, not mapped: random access through a memory map faults page by page once the
     file is large (ten times slower at 100 h than at 1 h), and its pages count as the process's own.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._opened: int | None = None
+        self._known: tuple[int, int] | None = None
+        with suppress(DataError):  # told when it is asked for samples
+            self._file()
 
     def __len__(self) -> int:
         """Samples in the file."""
-        return self.path.stat().st_size // BYTES_PER_SAMPLE
+        return os.fstat(self._file()).st_size // BYTES_PER_SAMPLE
+
+    @property
+    def modified(self) -> int:
+        """When the file was last written, in ns."""
+        return os.fstat(self._file()).st_mtime_ns
+
+    def sha256(self) -> str:
+        """Hash of the whole file."""
+        digest, place = hashlib.sha256(), 0
+        while block := os.pread(self._file(), 1 << 20, place):
+            digest.update(block)
+            place += len(block)
+        return digest.hexdigest()
 
     def slice(self, offset: int, samples: int) -> Int16:
         """int16 [samples] from `offset` on.
 
         Raises:
-            DataError: the file is missing, or ends before the slice does.
+            DataError: the file is missing, is another one than before, or ends before the slice.
         """
-        try:
-            size = len(self)
-            if 0 <= offset <= offset + samples <= size:
-                return np.fromfile(self.path, "<i2", samples, offset=offset * BYTES_PER_SAMPLE)
-        except OSError as error:
+        file, size = self._file(), len(self)
+        if not 0 <= offset <= offset + samples <= size:
             raise DataError(
-                f"packed audio can't be read: {error}",
+                f"samples {offset} to {offset + samples} asked for, the file has {size}",
                 where=str(self.path),
-                do="prepare it again with `w2vrep prepare`",
-            ) from None
-        raise DataError(
-            f"samples {offset} to {offset + samples} asked for, the file has {size}",
+                do="it doesn't belong to this manifest: prepare it again with `w2vrep prepare`",
+            )
+        pcm = np.empty(samples, "<i2")
+        rest, place = pcm.view(np.uint8).data, offset * BYTES_PER_SAMPLE
+        while rest:
+            try:
+                read = os.preadv(file, [rest], place)
+            except OSError as error:
+                raise self._unreadable(error.strerror) from None
+            if not read:
+                raise self._unreadable("it became shorter")
+            rest, place = rest[read:], place + read
+        return pcm
+
+    def _file(self) -> int:
+        """The descriptor, which reading by position shares between threads and forks."""
+        if self._opened is None:
+            try:
+                opened = os.open(self.path, os.O_RDONLY)
+            except OSError as error:
+                raise self._unreadable(error.strerror) from None
+            weakref.finalize(self, os.close, opened)
+            status = os.fstat(opened)
+            found = (status.st_ino, status.st_size)
+            if self._known not in (None, found):
+                raise self._unreadable("it was replaced while it was in use")
+            self._opened, self._known = opened, found
+        return self._opened
+
+    def _unreadable(self, reason: str | None) -> DataError:
+        return DataError(
+            f"packed audio can't be read: {reason}",
             where=str(self.path),
-            do="it doesn't belong to this manifest: prepare it again with `w2vrep prepare`",
+            do="prepare it again with `w2vrep prepare`",
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}

@@ -1,11 +1,38 @@
-"""Room on disk: how much there is, and one clear error where it can't be enough."""
+"""Room on disk: how much there is, and one clear error where it isn't enough."""
 
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from reproduce.errors import DataError
+
+UNWRITABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR,
+}  # fmt: skip
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Name the remedy where the disk turns out to be full, or can't be written.
+
+    Raises:
+        DataError: it is, or can't.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise DataError(
+            f"can't be written: {error.strerror}",
+            where=str(folder),
+            do="make room (an hour of speech takes 110 MiB) or choose another --work folder, then "
+            "run the same command again: it goes on where it was",
+        ) from None
 
 
 def free_bytes(folder: Path) -> int:

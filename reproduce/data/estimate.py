@@ -50,8 +50,8 @@ def estimate(corpus: Corpus, options: Mapping[str, Any]) -> Estimate:
                 sample.append(item.audio)
             elif (place := int(draw.integers(count))) < SAMPLED:
                 sample[place] = item.audio
-    seconds = []
+    seconds = 0.0  # what can't be used takes no room
     for audio in sample:
         with suppress(AudioError, OSError):
-            seconds.append(audio.seconds())
-    return Estimate(count * sum(seconds) / max(len(seconds), 1) / 3600, count)
+            seconds += audio.seconds()
+    return Estimate(count * seconds / max(len(sample), 1) / 3600, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import unicodedata
 from array import array
 from collections import Counter
@@ -19,7 +20,10 @@ CHARACTERS = 40
 
 
 def draw_corpus(folder: Path) -> Path:
-    """Draw the figure of a prepared corpus beside its manifest; returns its path.
+    """Draw the figure of a prepared corpus beside its manifest, whole or not at all.
+
+    Returns:
+        its path.
 
     Raises:
         DataError: the manifest can't be read.
@@ -58,7 +62,12 @@ def draw_corpus(folder: Path) -> Path:
         counts.grid(axis="x", visible=False)
         counts.set_axisbelow(True)
         path = folder / FIGURE
-        figure.savefig(path, metadata={"Software": None})
+        temporary = path.with_name(f".{os.getpid()}.{FIGURE}")
+        try:
+            figure.savefig(temporary, metadata={"Software": None})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return path
 
 

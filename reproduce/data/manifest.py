@@ -7,13 +7,13 @@ end, ``summary.json`` last.
 from __future__ import annotations
 
 import csv
-import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import time
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from reproduce.data.audio import BYTES_PER_SAMPLE, SAMPLE_RATE, PackedAudio
 from reproduce.data.corpora import SPLITS, Item, Rejected
+from reproduce.data.disk import writing
 from reproduce.data.packing import Entry, Journal, listing_sha256, pack_into
 from reproduce.data.subsets import (
     STUDY_SEED,
@@ -36,10 +37,6 @@ from reproduce.records import MANIFEST_COLUMNS, SUBSETS, WorkFolder
 if TYPE_CHECKING:
     import pandas as pd
 
-UNWRITABLE = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR,
-}  # fmt: skip
-
 
 def write_manifest(
     utterances: Iterable[Item],
@@ -50,6 +47,7 @@ def write_manifest(
     subset_seed: int = STUDY_SEED,
     jobs: int = 0,
     progress: bool = False,
+    check_room: Callable[[], None] = lambda: None,
 ) -> Summary:
     """Write ``manifest.csv``, ``audio.pcm``, the lists of the subsets and ``summary.json``, whole
     or not at all.
@@ -68,15 +66,17 @@ def write_manifest(
         subset_seed: of the nested subsets.
         jobs: decoding processes; 0 takes one a core.
         progress: show a progress bar, if somebody looks on.
+        check_room: called before anything is decoded, if there is something to do.
 
     Raises:
         DataError: the corpus can't be listed or holds no good utterance, or the disk is full.
     """
     items = list(utterances) if iter(utterances) is utterances else utterances
-    with _writing(folder):
+    with _locked(folder):
         listing, total = listing_sha256(items)
         if summary := _already_there(folder, listing, subset_seed):
             return summary
+        check_room()
         partial = WorkFolder(folder / ".partial")
         journal = Journal(partial.data, listing)
         try:
@@ -93,7 +93,7 @@ def write_manifest(
             subset_seed=subset_seed,
             listing_sha256=listing,
             manifest_sha256=_sha256(partial.manifest),
-            audio_sha256=_sha256(partial.audio),
+            audio_sha256=PackedAudio(partial.audio).sha256(),
             samples=journal.samples,
             subsets=subsets,
         )
@@ -101,6 +101,7 @@ def write_manifest(
         for name in ("audio.pcm", "manifest.csv", *map(list_name, SUBSETS)):
             os.replace(partial.data / name, folder / name)
         summary.write(folder / "summary.json")
+        _stamp(folder)
         shutil.rmtree(partial.root)
         return replace(summary, outcome="made anew" if before else "made")
 
@@ -113,36 +114,27 @@ def kept_without_corpus(
 
     Options that are None now aren't compared: they say where the corpus lies.
     """
+    audio = PackedAudio(folder / "audio.pcm")
     try:
         summary = Summary.read(folder / "summary.json")
-        _verify(folder, summary)
+        _verify(folder, summary, audio)
     except DataError:
         return None
     wanted = {name: value for name, value in options.items() if value is not None}
     stored = {name: summary.options.get(name) for name in wanted}
     if stored != wanted or summary.subset_seed != subset_seed:
         return None
-    whole = summary.audio_sha256 == _sha256(folder / "audio.pcm")
-    return summary if whole else None
+    return summary if summary.audio_sha256 == audio.sha256() else None
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; name the remedy where the disk is full or can't be written."""
-    try:
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time makes what the folder holds."""
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        raise DataError(
-            f"can't be written: {error.strerror}",
-            where=str(folder),
-            do="make room (an hour of speech takes 110 MiB) or choose another --work folder, then "
-            "run the same command again: it goes on where it was",
-        ) from None
 
 
 def _cores() -> int:
@@ -161,32 +153,57 @@ def _already_there(folder: Path, listing: str, subset_seed: int) -> Summary | No
     try:
         summary = Summary.read(folder / "summary.json")
         if (summary.listing_sha256, summary.subset_seed) == (listing, subset_seed):
-            _verify(folder, summary)
+            audio = PackedAudio(folder / "audio.pcm")
+            _verify(folder, summary, audio)
+            if not _stamped(folder, audio):
+                _stamp(folder)
             return summary
     except DataError:
         pass
     return None
 
 
-def _verify(folder: Path, summary: Summary) -> None:
-    """Check that manifest and audio are those of the summary.
+def _stamp(folder: Path) -> None:
+    """Give the audio and the summary the same time: while it stands, neither was written since.
+
+    Whole seconds, and past ones: no later write has that time by chance.
+    """
+    time_ns = (time.time_ns() // 10**9 - 2) * 10**9
+    for name in ("audio.pcm", "summary.json"):
+        os.utime(folder / name, ns=(time_ns, time_ns))
+
+
+def _stamped(folder: Path, audio: PackedAudio) -> bool:
+    return audio.modified == (folder / "summary.json").stat().st_mtime_ns
+
+
+def _verify(folder: Path, summary: Summary, audio: PackedAudio) -> None:
+    """Check that manifest, lists and audio are those of the summary.
+
+    The audio's bytes are read only where its time isn't the one it was given (`_stamp`): it was
+    written, copied or exchanged.
 
     Raises:
         DataError: one is missing or isn't.
     """
     do = f"run `w2vrep prepare RECIPE --work {folder.parent}` to make it anew"
-    manifest, audio = folder / "manifest.csv", folder / "audio.pcm"
-    for path in (manifest, audio):
+    hashes = {"manifest.csv": summary.manifest_sha256}
+    hashes |= {list_name(name): subset["sha256"] for name, subset in summary.subsets.items()}
+    for path in (folder / "manifest.csv", audio.path, *(folder / name for name in hashes)):
         if not path.is_file():
             raise DataError("missing", where=str(path), do=do)
-    if _sha256(manifest) != summary.manifest_sha256:
-        raise DataError("changed since it was prepared", where=str(manifest), do=do)
-    if (size := audio.stat().st_size) != summary.samples * BYTES_PER_SAMPLE:
+    for name, sha256 in hashes.items():
+        if _sha256(folder / name) != sha256:
+            raise DataError("changed since it was prepared", where=str(folder / name), do=do)
+    if len(audio) != summary.samples:
         raise DataError(
-            f"{size} bytes, the manifest needs {summary.samples * BYTES_PER_SAMPLE}",
-            where=str(audio),
+            f"{audio.path.stat().st_size} bytes, the manifest needs "
+            f"{summary.samples * BYTES_PER_SAMPLE}",
+            where=str(audio.path),
             do=do,
         )
+    if not _stamped(folder, audio) and audio.sha256() != summary.audio_sha256:
+        raise DataError("changed since it was prepared", where=str(audio.path), do=do)
 
 
 def _nothing_good(journal: Journal, corpus: str) -> DataError:
@@ -257,16 +274,17 @@ class Manifest:
 
         Args:
             folder: where `write_manifest` wrote.
-            verify: check the hash of ``manifest.csv`` and the size of ``audio.pcm``.
+            verify: check that all of it is as it was written.
 
         Raises:
             DataError: nothing is prepared there, or it was changed since.
         """
         import pandas as pd
 
+        audio = PackedAudio(folder / "audio.pcm")  # opened first: it is what is verified
         summary = Summary.read(folder / "summary.json")
         if verify:
-            _verify(folder, summary)
+            _verify(folder, summary, audio)
         try:
             rows = pd.read_csv(
                 folder / "manifest.csv",
@@ -282,7 +300,7 @@ class Manifest:
                 where=str(folder / "manifest.csv"),
                 do=f"run `w2vrep prepare RECIPE --work {folder.parent}` to make it anew",
             ) from None
-        return cls(rows, PackedAudio(folder / "audio.pcm"), summary)
+        return cls(rows, audio, summary)
 
     def select(
         self,

@@ -34,6 +34,8 @@ from reproduce.errors import DataError
 FORMAT = 1
 """Raised when the same sources would be packed to something else."""
 
+DUPLICATE = "duplicate id"
+
 CHUNK = 8
 """Utterances a worker is sent at a time."""
 
@@ -72,32 +74,33 @@ def listing_sha256(items: Iterable[Item]) -> tuple[str, int]:
 def clean(item: Item) -> Item:
     """The utterance with its text in NFC and single spaces, or rejected for what a field holds."""
     if isinstance(item, Rejected):
-        return _rejected(item.source, item.id, item.reason)
+        return _rejected(item)
     text = unicodedata.normalize("NFC", " ".join(item.text.split()))
     reason = ""
     if not item.id:
         reason = "no id"
     elif item.split not in SPLITS:
-        reason = f"unknown split {item.split!r}"
-    elif not text:
+        reason = f"unknown split: {item.split!r}"
+    elif all(c == " " or unicodedata.category(c) == "Cf" for c in text):  # nothing, or unseen
         reason = "no transcript"
     for name, value in (("id", item.id), ("transcript", text), ("speaker", item.speaker),
                         ("path", item.source)):  # fmt: skip
         for character in value:
             # Control characters and lone surrogates: they don't survive a CSV file.
             if not reason and unicodedata.category(character) in ("Cc", "Cs"):
-                reason = f"{name} holds the character U+{ord(character):04X}"
+                reason = f"{name} holds a control character: U+{ord(character):04X}"
     if reason:
-        return _rejected(item.source, item.id, reason)
+        return _rejected(Rejected(item.source, item.id, reason, item.split))
     return replace(item, text=text)
 
 
-def _rejected(source: str, id_: str | None, reason: str) -> Rejected:
+def _rejected(item: Rejected) -> Rejected:
     """File names that aren't UTF-8 are written with escapes."""
-    source, name, reason = (
-        text.encode("utf-8", "backslashreplace").decode() for text in (source, id_ or "", reason)
+    source, name, reason, split = (
+        text.encode("utf-8", "backslashreplace").decode()
+        for text in (item.source, item.id or "", item.reason, item.split)
     )
-    return Rejected(source, name or None, reason)
+    return Rejected(source, name or None, reason, split)
 
 
 class Journal:
@@ -134,6 +137,8 @@ class Journal:
                     return 0
                 end = file.tell()
                 for line in file:
+                    if not line.endswith(b"\n"):  # cut, even where it can be read
+                        break
                     try:
                         entry = _parse(line)
                     except (ValueError, TypeError):
@@ -155,9 +160,9 @@ class Journal:
         if isinstance(item, Rejected):
             entry = item
         elif isinstance(result, str):
-            entry = Rejected(item.source, item.id, result)
+            entry = Rejected(item.source, item.id, result, item.split)
         elif item.id in self._ids:
-            entry = Rejected(item.source, item.id, "duplicate id")
+            entry = Rejected(item.source, item.id, DUPLICATE, item.split)
         else:
             entry = Entry(
                 item.id, item.split, item.speaker, len(result.samples), self.samples, item.text,

@@ -14,7 +14,7 @@ from typing import Any
 from reproduce.data.audio import SAMPLE_RATE
 from reproduce.data.corpora import SPLITS, Rejected
 from reproduce.data.corpora.archives import PUBLISHED
-from reproduce.data.packing import Entry
+from reproduce.data.packing import DUPLICATE, Entry
 from reproduce.data.subsets import list_name
 from reproduce.errors import DataError
 from reproduce.records import write_text
@@ -40,7 +40,8 @@ class Summary:
             (`reproduce.data.subsets.SubsetLists`).
         conversions: how many utterances were ``resampled``, ``mixed_down``, ``clipped`` (amplitudes
             outside -1..1).
-        rejected: ``source``, ``id`` and ``reason`` of everything that was left out.
+        rejected: ``source``, ``id``, ``reason`` and ``split`` (empty where it isn't known) of
+            everything that was left out.
         warnings: sentences.
         audio_sha256: hash of ``audio.pcm``.
         outcome: what the call that returned this did: ``made``, ``made anew`` (other data was there
@@ -120,10 +121,12 @@ class Tally:
         self._characters: dict[str, set[str]] = {split: set() for split in SPLITS}
         self._users: dict[tuple[str, str], list[str]] = {}
         self._rejected: list[dict[str, str | None]] = []
+        self._ids: set[str] = set()
 
     def add(self, entry: Entry) -> None:
         """Count a row of the manifest."""
         split = entry.split
+        self._ids.add(entry.id)
         self._folders[entry.source.partition("/")[0]] += 1
         self._seconds[split].append(entry.samples / SAMPLE_RATE)
         if entry.speaker:
@@ -178,15 +181,22 @@ class Tally:
             subsets=subsets,
             conversions=dict(self._conversions),
             rejected=self._rejected,
-            warnings=list(self._warnings(corpus)),
+            warnings=list(self._warnings(corpus, options)),
             audio_sha256=audio_sha256,
         )
 
-    def _warnings(self, corpus: str) -> Iterable[str]:
+    def _warnings(self, corpus: str, options: Mapping[str, Any]) -> Iterable[str]:
         if corpus == "librispeech":
             for part, published in PUBLISHED.items():
                 if (here := self._folders[part]) not in (0, published.utterances):
                     yield f"{part} has {here} utterances here, {published.utterances} as published"
+        left_out = [item for item in self._rejected if item["split"] == "train" and item["id"]]
+        if left_out:
+            yield (
+                f"{_count(len(left_out), 'training utterance')} rejected: subsets are drawn from "
+                "the rest, so they aren't those of the whole corpus"
+            )
+        yield from self._duplicates(options)
         for split in ("train", "valid"):
             if not self._seconds[split]:
                 yield f"there is no {split} utterance"
@@ -207,6 +217,26 @@ class Tally:
             yield f"more than 1 % of samples clipped in {count}: {_named(self._clipped)}"
         if self._rejected:
             yield f"{_count(len(self._rejected), 'item')} rejected, see `rejected`"
+
+    def _duplicates(self, options: Mapping[str, Any]) -> Iterable[str]:
+        for split in SPLITS:
+            for part in options.get(f"{split}_parts") or ():
+                start = f"{part}/"
+                again = [
+                    id_ for id_ in self._ids
+                    if id_.startswith(start) and id_.removeprefix(start) in self._ids
+                ]  # fmt: skip
+                if again:
+                    yield (
+                        f"{_count(len(again), 'duplicate id')} in {part}, which an earlier part "
+                        f"has too: written {part}/ID"
+                    )
+        rejected = [str(i["id"]) for i in self._rejected if i["reason"] == DUPLICATE]
+        if rejected:
+            yield (
+                f"{_count(len(rejected), 'duplicate id')}, only the first utterance of each is "
+                f"kept: {_named(rejected)}"
+            )
 
 
 def _count(number: int, noun: str) -> str:

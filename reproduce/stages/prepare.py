@@ -8,7 +8,7 @@ from typing import Any
 
 from reproduce.data.audio import BYTES_PER_SAMPLE
 from reproduce.data.corpora import Corpus, provide_corpus, read_corpus
-from reproduce.data.disk import free_bytes, require_space, size
+from reproduce.data.disk import free_bytes, require_space, size, writing
 from reproduce.data.estimate import estimate
 from reproduce.data.figure import FIGURE, draw_corpus
 from reproduce.data.manifest import kept_without_corpus, write_manifest
@@ -20,8 +20,18 @@ from reproduce.records import WorkFolder, write_text
 
 
 def corpus_options(recipe: Recipe) -> dict[str, Any]:
-    """What corpora may want to know; each takes what it needs."""
+    """What corpora may want to know; each takes what it needs.
+
+    Raises:
+        DataError: a path isn't UTF-8.
+    """
     data = recipe.data
+    for key, value in (("root", data.root), ("transcripts", data.transcripts)):
+        shown = str(value or "").encode("utf-8", "backslashreplace").decode()
+        if value is not None and shown != value:
+            raise DataError(
+                f"the path {shown} isn't UTF-8", where=f"data.{key}", do="rename the folder or file"
+            )
     options: dict[str, Any] = {
         "root": Path(data.root) if data.root is not None else None,
         "train_parts": data.train_parts,
@@ -58,7 +68,6 @@ def prepare(recipe: Recipe, work: WorkFolder) -> Summary:
             settings[path] = Path(settings[path]).name
 
     def write() -> Summary:
-        _require_room(corpus, options, work)
         return write_manifest(
             corpus,
             work.data,
@@ -67,6 +76,7 @@ def prepare(recipe: Recipe, work: WorkFolder) -> Summary:
             subset_seed=data.subset_seed,
             jobs=data.jobs,
             progress=True,
+            check_room=lambda: _require_room(corpus, options, work),
         )
 
     try:
@@ -94,14 +104,14 @@ def prepare(recipe: Recipe, work: WorkFolder) -> Summary:
             raise
     summary.require_subset(data.subset, data.subset_sha256)
     if summary.outcome != "there already" or not (work.data / FIGURE).exists():
-        draw_corpus(work.data)
+        with writing(work.data):
+            draw_corpus(work.data)
     return summary
 
 
 def _require_room(corpus: Corpus, options: dict[str, Any], work: WorkFolder) -> None:
-    """Before anything is decoded; what an interrupted call has packed needs no more room."""
-    if work.summary.exists():
-        return
+    """What an interrupted call has packed needs no more room; what is made anew lies beside the old
+    until it is whole."""
     packed = work.data / ".partial" / "data" / "audio.pcm"
     there = packed.stat().st_size if packed.exists() else 0
     needed = 0.9 * estimate(corpus, options).bytes - there  # it is an estimate
@@ -135,7 +145,8 @@ def save_recipe(recipe: Recipe, work: WorkFolder) -> None:
             )
         }
     )
-    write_text(work.recipe, as_yaml(recipe.model_copy(update={"data": data})))
+    with writing(work.root):
+        write_text(work.recipe, as_yaml(recipe.model_copy(update={"data": data})))
 
 
 def summary_lines(summary: Summary) -> list[str]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
+import os
 import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +23,7 @@ from reproduce.data.audio import (
     Decoded,
     PackedAudio,
     decode,
+    duration,
     normalize,
     pack,
     resample,
@@ -65,13 +72,106 @@ def test_formats(form: str, sub: str) -> None:
     assert np.abs(packed - source)[500:-500].max() < 0.1
 
 
-@pytest.mark.parametrize("form", ["FLAC", "WAV", "AIFF", "OGG"])
-@pytest.mark.parametrize("kept", [0.05, 0.5, 0.95])
-def test_truncated_files_are_noticed(form: str, kept: float) -> None:
-    data = encoded(noise(16000), form=form, sub="VORBIS" if form == "OGG" else "PCM_16")
-    decode(data)
-    with pytest.raises(AudioError, match=r"truncated|can't be decoded"):
-        decode(data[: int(len(data) * kept)])
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libsndfile writes a second file beside a nameless one of SD2, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def written(form: str) -> dict[str, bytes]:
+    """A second of noise in a container, by each encoding that libsndfile writes there."""
+    files = {}
+    for sub in soundfile.available_subtypes(form):
+        with suppress(soundfile.SoundFileError):
+            files[sub] = encoded(noise(16000), form=form, sub=sub)
+    return files
+
+
+TAKEN = {
+    "FLAC", "HTK", "WAV", "WAVEX", "AIFF", "SVX", "RF64", "W64", "AU", "NIST", "CAF", "OGG", "MP3",
+}  # fmt: skip
+UNSEEKABLE = {"DWVW_16", "DWVW_24"}
+"""Encodings that libsndfile writes and can't read from memory."""
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("form", sorted(soundfile.available_formats()))
+def test_every_container_is_decoded_whole_or_refused(form: str) -> None:
+    """Whatever libsndfile writes: all of it, or a reason; never a part of it, never another
+    error."""
+    for sub, data in written(form).items():
+        if form in TAKEN and sub not in UNSEEKABLE:
+            samples, rate = decode(data)
+            assert 16000 <= len(samples) < 16400
+            assert rate == 16000
+            assert duration(data) == len(samples) / rate
+        else:
+            with pytest.raises(AudioError, match=r"container not taken: whether|can't be decoded"):
+                decode(data)
+        for kept in (0, 20, 0.05, 0.3, 0.6, 0.95, 0.999, len(data) - 2):
+            part = data[: int(kept * len(data)) if kept < 1 else int(kept)]
+            with pytest.raises(AudioError):
+                decode(part)
+
+
+def test_an_mp3_must_say_how_many_frames_it_has() -> None:
+    """Otherwise its decoder guesses: 33264 of these 80000 samples."""
+    data = encoded(noise(80000), form="MP3", sub="MPEG_LAYER_III")
+    first = data.index(b"\xff\xf3", 1)
+    tag = b"ID3\4\0\0" + bytes([0, 0, 1, 2]) + bytes(130)
+    assert len(decode(data)[0]) == len(decode(tag + data)[0]) == 80000
+    for stream in (data[first:], tag + data[first:]):
+        with pytest.raises(AudioError, match="its header doesn't say how long it is"):
+            decode(stream)
+    for lost in (1, 100, 2000):
+        with pytest.raises(AudioError, match="truncated: the file ends"):
+            decode((tag + data)[:-lost])
+
+
+def test_what_declares_no_length_is_taken_as_it_is() -> None:
+    """As programs write it that write to a pipe."""
+    for form, places in (("WAV", (4, 40)), ("AU", (8,))):
+        data = bytearray(encoded(noise(16000), form=form))
+        for place in places:
+            data[place : place + 4] = b"\xff" * 4
+        assert len(decode(bytes(data))[0]) == 16000
+
+
+def test_what_libraries_say_against_a_file_is_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(noise(4410), rate=44100)
+    for error, reason in (
+        (MemoryError(), "too large: it can't be decoded in the memory there is"),
+        (ValueError("odd"), "can't be decoded: odd"),
+        (RuntimeError("broken."), "can't be decoded: broken$"),
+    ):
+        decoded = Decoded(*decode(data), "")
+        with monkeypatch.context() as patch:
+            patch.setattr(soundfile.SoundFile, "read", raising(error))
+            patch.setattr("scipy.signal.resample_poly", raising(error))
+            with pytest.raises(AudioError, match=reason):
+                decode(data)
+            with pytest.raises(AudioError, match=reason.replace("decoded", "converted")):
+                pack(decoded)
+
+
+def raising(error: Exception) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise error
+
+    return fail
+
+
+def test_a_length_is_believed_within_the_limits_of_decoding() -> None:
+    flac = encoded(noise(1600))
+    huge = flac[:21] + bytes([flac[21] | 0x0F]) + b"\xff" * 4 + flac[26:]
+    unknown = flac[:21] + bytes([flac[21] & 0xF0]) + bytes(4) + flac[26:]
+    assert duration(flac) == 0.1
+    for data, reason in ((huge, "too large"), (unknown, "its header doesn't say how long it is")):
+        for judge in (duration, decode):
+            with pytest.raises(AudioError, match=reason):
+                judge(data)
+    with pytest.raises(AudioError, match="container not taken: whether a file of VOC"):
+        duration(encoded(noise(1600), form="VOC"))
 
 
 def test_what_is_not_audio_is_refused() -> None:
@@ -79,7 +179,7 @@ def test_what_is_not_audio_is_refused() -> None:
         decode(b"")
     with pytest.raises(AudioError, match="can't be decoded"):
         decode(b"this is a letter, not a sound. " * 100)
-    with pytest.raises(AudioError, match="sample rate 1000 Hz"):
+    with pytest.raises(AudioError, match="sample rate out of range: 1000 Hz"):
         decode(encoded(noise(1000), rate=1000))
 
 
@@ -87,16 +187,32 @@ def test_what_is_not_audio_is_refused() -> None:
 def test_samples_that_are_not_finite_are_refused(value: float) -> None:
     samples = noise(16000)
     samples[[8000, 9000]] = value
-    with pytest.raises(AudioError, match=r"2 samples are NaN or infinite, the first at 0\.500 s"):
+    with pytest.raises(AudioError, match=r"NaN or infinite samples: 2, the first at 0\.500 s"):
         pack(Decoded(samples, 16000, ""))
 
 
 def test_silence_and_nothing_are_refused() -> None:
     with pytest.raises(AudioError, match="no samples"):
         pack(Decoded(np.zeros(0, np.float32), 16000, ""))
-    for level in (0.0, 0.25):
+    both = np.stack([noise(1000), -noise(1000)], axis=1)
+    for samples in (np.zeros(1000), np.full(1000, 0.25), np.full(1000, 1e-6), both):
+        for rate in (16000, 44100):  # resampled, a constant is none any more
+            with pytest.raises(AudioError, match="silent"):
+                pack(Decoded(samples.astype(np.float32), rate, ""))
+    for rate in (16000, 44100):
         with pytest.raises(AudioError, match="silent"):
-            pack(Decoded(np.full(1000, level, np.float32), 16000, ""))
+            pack(Decoded(np.full(1000, 77, np.int16), rate, ""))
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_floats_are_clipped_without_a_warning() -> None:
+    one, largest = noise(1600), np.finfo(np.float32).max
+    for samples in (one, np.stack([one, one], axis=1)):
+        samples = samples.copy()
+        samples[100:200] = largest
+        samples[300:400] = -largest
+        for rate in (16000, 48000):
+            assert pack(Decoded(samples, rate, "")).clipped >= 60
 
 
 def test_stereo_8_khz_is_mixed_down_and_resampled() -> None:
@@ -139,7 +255,45 @@ def test_normalize_is_that_of_transformers() -> None:
         np.testing.assert_allclose(normalize(samples.astype(np.float32)), expected, rtol=1e-6)
 
 
-def test_packed_audio_slices_without_copying(tmp_path: Path) -> None:
+def test_packed_audio_is_that_which_was_opened(tmp_path: Path) -> None:
+    """Whatever is put in its place meanwhile; in threads, forks and spawned processes."""
+    path, other = tmp_path / "audio.pcm", tmp_path / "other.pcm"
+    pcm = np.arange(20_000, dtype="<i2")
+    path.write_bytes(pcm.tobytes())
+    audio = PackedAudio(path)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: audio.slice(n, 1000), range(0, 19_000, 50)))
+    assert all(np.array_equal(a, pcm[n : n + 1000]) for a, n in zip(found, range(0, 19_000, 50)))
+    with get_context("spawn").Pool(1) as pool:
+        assert np.array_equal(pool.apply(audio.slice, (7, 3)), pcm[7:10])
+
+    other.write_bytes(pcm[::-1].tobytes())
+    os.replace(other, path)
+    assert np.array_equal(audio.slice(7, 3), pcm[7:10])
+    assert audio.sha256() == hashlib.sha256(pcm.tobytes()).hexdigest()
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        os.write(writing, audio.slice(7, 3).tobytes())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reading, 100) == pcm[7:10].tobytes()
+    os.close(reading)
+    os.close(writing)
+    with pytest.raises(DataError, match="it was replaced while it was in use"):
+        pickle.loads(pickle.dumps(audio)).slice(7, 3)
+    assert np.array_equal(PackedAudio(path).slice(0, 2), pcm[:-3:-1])
+
+
+def test_packed_audio_gives_its_descriptor_back(tmp_path: Path) -> None:
+    path = tmp_path / "audio.pcm"
+    path.write_bytes(bytes(100))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        PackedAudio(path).slice(0, 1)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_packed_audio_slices(tmp_path: Path) -> None:
     pcm = np.arange(1000, dtype="<i2")
     path = tmp_path / "audio.pcm"
     path.write_bytes(pcm.tobytes())

@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 from small_corpora import encoded, noise
 
-from reproduce.data.corpora import read_corpus
 from reproduce.data.corpora.files import FileAudio
-from reproduce.data.manifest import Manifest, write_manifest
+from reproduce.data.manifest import Manifest
 from reproduce.errors import DataError
+from reproduce.recipe import load_recipe
+from reproduce.records import WorkFolder
+from reproduce.stages import prepare as stage
 
 GOOD = encoded(noise(0.1, 1), form="WAV")
 SPEECH = noise(0.2, 2)
@@ -56,13 +58,16 @@ class Case:
     after: Callable[[Path], object] | None = None
 
 
-def shaped(rate: int, channels: int = 1, form: str = "WAV", sub: str = "PCM_16") -> Case:
-    """A good file of 0.2 s in some format."""
+def shaped(
+    rate: int, channels: int = 1, form: str = "WAV", sub: str = "PCM_16", block: int = 1
+) -> Case:
+    """A good file of 0.2 s in some format, which may fill its last block of samples."""
     samples = noise(0.2, 3, rate)
     if channels > 1:
         samples = np.stack([samples] * channels, axis=1)
     data = encoded(samples, rate, form, sub)
-    return Case(data, good="TEXT", samples=-(-len(samples) * 16000 // rate))
+    frames = -(-len(samples) // block) * block
+    return Case(data, good="TEXT", samples=-(-frames * 16000 // rate))
 
 
 def broken(samples: np.ndarray, reason: str) -> Case:
@@ -75,10 +80,10 @@ def with_value(value: float) -> np.ndarray:
     return samples
 
 
-def cut(form: str, sub: str = "PCM_16") -> Case:
+def cut(form: str, sub: str = "PCM_16", kept: float = 0.5) -> Case:
     data = encoded(noise(1.0), form=form, sub=sub)
     reason = "can't be decoded" if form == "FLAC" else "truncated"
-    return Case(data[: len(data) // 2], reason=reason)
+    return Case(data[: int(len(data) * kept)], reason=reason)
 
 
 def replaced_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
@@ -129,6 +134,15 @@ def edit(name: str, old: str, new: str) -> Callable[[Path], object]:
     return lambda data: (data / name).write_text((data / name).read_text().replace(old, new, 1))
 
 
+def flip(data: Path) -> None:
+    """One bit of the audio."""
+    with open(data / "audio.pcm", "r+b") as file:
+        file.seek(100)
+        byte = file.read(1)[0]
+        file.seek(100)
+        file.write(bytes([byte ^ 1]))
+
+
 OUTSIDE = "path leaves the corpus folder"
 FLAC = encoded(SPEECH)
 UNKNOWN_LENGTH = FLAC[:21] + bytes([FLAC[21] & 0xF0]) + bytes(4) + FLAC[26:]
@@ -136,9 +150,15 @@ HUGE_HEADER = FLAC[:21] + bytes([FLAC[21] | 0x0F]) + b"\xff" * 4 + FLAC[26:]
 
 CASES = {
     # damaged audio
-    "FLAC cut short": cut("FLAC"),
-    "WAV cut short": cut("WAV"),
     "Ogg cut short": cut("OGG", "VORBIS"),
+    "MP3 cut short": cut("MP3", "MPEG_LAYER_III"),
+    "GSM cut short": cut("WAV", "GSM610"),
+    **{f"{form} cut short": cut(form, kept=0.95) for form in (
+        "FLAC", "WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "NIST", "CAF",
+    )},
+    "a container whose end can't be checked": Case(
+        encoded(SPEECH, form="PVF"), reason="container not taken: whether a file of PVF"
+    ),
     "empty file": Case(b"", reason="empty file"),
     "no samples": Case(encoded(SPEECH[:0], form="WAV"), reason="no samples"),
     "not audio": Case(b"this is a letter" * 99, reason="can't be decoded"),
@@ -146,21 +166,28 @@ CASES = {
     "a header of 2^36 samples": Case(HUGE_HEADER, reason="too large"),
     "a header of unknown length": Case(UNKNOWN_LENGTH, reason="its header doesn't say how long"),
     # samples
-    "NaN": broken(with_value(np.nan), "1 samples are NaN or infinite, the first at 0.100 s"),
-    "infinite": broken(with_value(-np.inf), "1 samples are NaN or infinite"),
+    "NaN": broken(with_value(np.nan), "NaN or infinite samples: 1, the first at 0.100 s"),
+    "infinite": broken(with_value(-np.inf), "NaN or infinite samples: 1"),
     "silent": broken(0 * SPEECH, "silent"),
     "constant": broken(0 * SPEECH + 0.3, "silent"),
     "silent in 16 bit": Case(encoded(0 * SPEECH), reason="silent"),
     "DC offset": Case(encoded(SPEECH + 0.3), good="TEXT", samples=3200),
     "beyond full scale": Case(encoded(SPEECH * 30, form="WAV", sub="FLOAT"), good="TEXT"),
+    "the largest float": Case(encoded(with_value(3e38), form="WAV", sub="FLOAT"), good="TEXT"),
+    "constant at another rate": Case(encoded(0 * SPEECH + 0.3, 44100), reason="silent"),
     # rates, channels, formats
     **{f"{rate} Hz": shaped(rate) for rate in (8000, 11025, 22050, 44100, 48000, 96000, 192000)},
-    "1 kHz": Case(encoded(SPEECH, 1000, "WAV"), reason="sample rate 1000 Hz"),
+    "1 kHz": Case(encoded(SPEECH, 1000, "WAV"), reason="sample rate out of range: 1000 Hz"),
     **{f"{count} channels": shaped(48000, count) for count in (2, 3, 6, 8)},
     **{f"{form} {sub}": shaped(16000, 1, form, sub) for form, sub in (
         ("FLAC", "PCM_S8"), ("FLAC", "PCM_24"), ("WAV", "PCM_U8"), ("WAV", "PCM_24"),
         ("WAV", "PCM_32"), ("WAV", "FLOAT"), ("WAV", "DOUBLE"), ("WAV", "ULAW"),
         ("AIFF", "PCM_16"), ("W64", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"),
+        ("MP3", "MPEG_LAYER_III"), ("NIST", "PCM_16"), ("CAF", "ALAC_16"), ("RF64", "PCM_16"),
+    )},
+    **{f"{form} {sub}, not seekable": shaped(16000, 1, form, sub, block) for form, sub, block in (
+        ("WAV", "GSM610", 320), ("WAV", "G721_32", 120), ("WAV", "NMS_ADPCM_16", 160),
+        ("AU", "G723_24", 120), ("AU", "G723_40", 120), ("AIFF", "GSM610", 160),
     )},
     "wrong extension": Case(FLAC, good="TEXT", samples=3200),
     # files and paths
@@ -187,7 +214,11 @@ CASES = {
     "beyond the BMP": Case(text="𐐀𐐁", good="𐐀𐐁"),
     "spaces of all kinds": Case(text="A\u00a0\u3000 B", good="A B"),
     "what looks like a number or nothing": Case(text="NA", good="NA"),
-    "a control character": Case(text="BELL \a", reason="transcript holds the character U+0007"),
+    "nothing but characters of no width": Case(text="\u200b \u200d\ufeff", reason="no transcript"),
+    "joiners within a word": Case(text="ශ්\u200dරී", good="ශ්\u200dරී"),
+    "a control character": Case(
+        text="BELL \a", reason="transcript holds a control character: U+0007"
+    ),
     # the table, the disk, the manifest
     "table not UTF-8": Case(
         do=lambda root: (root / "table.tsv").write_bytes(b"path\ttext\na.wav\t\xff\n"),
@@ -200,6 +231,9 @@ CASES = {
     "full disk": Case(around=full_disk, error="can't be written: File too large\n  make room"),
     "manifest edited": Case(after=edit("manifest.csv", "TEXT", "TEST"), error="changed since it"),
     "manifest deleted": Case(after=lambda data: (data / "manifest.csv").unlink(), error="missing"),
+    "a list edited": Case(after=edit("subset_1h.tsv", "TEXT", "TEST"), error="changed since it"),
+    "a list deleted": Case(after=lambda data: (data / "subset_1h.tsv").unlink(), error="missing"),
+    "audio edited": Case(after=flip, error="audio.pcm: changed since it was prepared"),
     "audio cut": Case(after=lambda data: os.truncate(data / "audio.pcm", 9), error="9 bytes, the"),
     "summary cut": Case(
         after=lambda data: os.truncate(data / "summary.json", 9), error="not a summary"
@@ -207,9 +241,15 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figure takes more time than all the rest."""
+    monkeypatch.setattr(stage, "draw_corpus", lambda folder: folder)
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_each_case_ends_in_a_row_a_reason_or_an_error(case: Case, tmp_path: Path) -> None:
-    root, data = tmp_path / "corpus", tmp_path / "work" / "data"
+    root, work = tmp_path / "corpus", WorkFolder(tmp_path / "work")
     (root / "sub").mkdir(parents=True)
     for name in "ab":
         (root / f"{name}.wav").write_bytes(GOOD)
@@ -219,13 +259,15 @@ def test_each_case_ends_in_a_row_a_reason_or_an_error(case: Case, tmp_path: Path
     lines = ["id\tpath\ttext\tsplit", *("\t".join((*row, "train")) for row in rows)]
     (root / "table.tsv").write_text("\n".join(lines), encoding="utf-8")
     case.do(root)
+    sets = ["corpus=folder", f"root={root}", "transcripts=table.tsv", "jobs=1"]
+    recipe = load_recipe("as-run", [f"data.{item}" for item in sets])
 
     def prepare_and_read() -> Manifest:
         with case.around() if case.around else open(os.devnull):  # type: ignore[attr-defined]
-            write_manifest(read_corpus("folder", root=root), data, corpus="folder", jobs=1)
+            stage.prepare(recipe, work)
         if case.after:
-            case.after(data)
-        return Manifest.read(data)
+            case.after(work.data)
+        return Manifest.read(work.data)
 
     if case.error:
         with pytest.raises(DataError) as caught:
@@ -247,3 +289,5 @@ def test_each_case_ends_in_a_row_a_reason_or_an_error(case: Case, tmp_path: Path
         assert rejected[0][0] == case.id
         assert rejected[0][1].startswith(case.reason)
         assert len(rejected) == 1 or rejected[1] == (None, "no transcript in table.tsv")
+        assert manifest.summary.rejected[0]["split"] == "train"
+        assert manifest.summary.warnings[0].startswith("1 training utterance rejected: subsets ")

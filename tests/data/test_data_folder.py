@@ -87,11 +87,37 @@ def test_damage_is_named_and_nothing_else_is_lost(root: Path, tmp_path: Path) ->
         f"{tmp_path}/outside.wav": outside,
         "gone.wav": "no such audio file",
         "table.csv: row 6": "no audio file named",
-        "b.flac": "unknown split 'tain': train, valid or test",
-        "table.csv: row 8": "5 fields in a table of 4 columns",
+        "b.flac": "unknown split: 'tain', not train, valid or test",
+        "table.csv: row 8": "too many fields: 5 in a table of 4 columns, line 9",
         "sub/c.wav": "no transcript in table.csv",
     }
     assert [(u.id, u.source) for u in good] == [("1", "a.wav"), ("9", "b.flac")]
+
+
+def test_an_open_quote_does_not_make_one_transcript_of_many(root: Path) -> None:
+    (root / "table.csv").write_text(
+        'path,text\na.wav,fine\nb.flac,"opened\nsub/c.wav,lost\na.wav,closed"\nsub/c.wav,good\n'
+    )
+    good, rejected = read(root)
+    assert [(u.source, u.text) for u in good] == [("a.wav", "fine"), ("sub/c.wav", "good")]
+    assert rejected == {
+        "table.csv: row 2": "a cell holds a line break: lines 3 to 5; close its quote, or write "
+        "one line an utterance",
+        "b.flac": "no transcript in table.csv",
+    }
+
+
+def test_absolute_paths_lead_into_a_root_that_is_a_link(root: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(root)
+    (root / "c.wav").symlink_to("a.wav")
+    (tmp_path / "outside.wav").symlink_to(root / "a.wav")
+    paths = [f"{link}/a.wav", f"{root}/b.flac", f"{link}/sub/../sub/c.wav", f"{link}/c.wav"]
+    lines = ["path,text", *(f"{path},x" for path in [*paths, tmp_path / "outside.wav"])]
+    (root / "table.csv").write_text("\n".join(lines))
+    good, rejected = read(link)
+    assert [u.source for u in good] == ["a.wav", "b.flac", "sub/c.wav", "c.wav"]
+    assert rejected == {f"{tmp_path}/outside.wav": "path leaves the corpus folder"}
 
 
 def test_a_huge_file_is_refused_unread(root: Path) -> None:
@@ -121,8 +147,10 @@ def test_damaged_json_lines(root: Path) -> None:
         ),
         (b"path,words\na.wav,x\n", "no column text"),
         (b"", "its columns: none"),
-        (b"path,text\na.wav,caf\xe9\n", "can't be read: 'utf-8'"),
-        (b'path,text\na.wav,"open\n', "can't be read"),
+        (b"path,text\na.wav,caf\xe9\n", "can't be read: line 2 isn't UTF-8"),
+        (b'path,text\nb.flac,x\na.wav,"open\n\n\n', "can't be read: line 3: unexpected end"),
+        (b"path,Text,text\na.wav,A,B\n", "can't be read: line 1 names the column 'text' twice"),
+        (b"path,text\na.wav,x\nb.flac,%s\n" % (b"x" * 200_000), "can't be read: line 3: field la"),
     ],
 )
 def test_a_bad_table_is_one_clear_error(root: Path, content: bytes | None, message: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from reproduce.data import manifest as module
-from reproduce.data.audio import AudioError, Decoded, to_float
+from reproduce.data.audio import AudioError, Decoded, PackedAudio, to_float
 from reproduce.data.corpora import AudioSource, Item, Rejected, Utterance, read_corpus
 from reproduce.data.manifest import Manifest
 from reproduce.data.packing import Journal
@@ -149,16 +149,23 @@ def test_bad_items_are_rejected_with_reasons_and_nothing_else(tmp_path: Path) ->
     assert [(r["source"], r["id"], r["reason"]) for r in summary.rejected] == [
         ("train/50.wav", "u050", "truncated: 1 of 2 samples"),
         ("train/51.wav", "u051", "no transcript"),
-        ("train/52.wav", "u052", "transcript holds the character U+0007"),
-        ("dev/53.wav", "u053", "unknown split 'dev'"),
+        ("train/52.wav", "u052", "transcript holds a control character: U+0007"),
+        ("dev/53.wav", "u053", "unknown split: 'dev'"),
         ("train/54.wav", None, "no id"),
         ("again.wav", "u003", "duplicate id"),
         ("x.wav", None, "no transcript"),
         ("caf\\udce9.wav", None, "no transcript"),
-        ("train/55.wav", "u055", "transcript holds the character U+D800"),
+        ("train/55.wav", "u055", "transcript holds a control character: U+D800"),
     ]
     assert summary.reasons()["no transcript"] == 3
-    assert summary.warnings == ["9 items rejected, see `rejected`"]
+    assert [r["split"] for r in summary.rejected] == [*["train"] * 3, "dev", *["train"] * 2, "", "",
+                                                      "train"]  # fmt: skip
+    assert summary.warnings == [
+        "5 training utterances rejected: subsets are drawn from the rest, so they aren't those of "
+        "the whole corpus",
+        "1 duplicate id, only the first utterance of each is kept: u003",
+        "9 items rejected, see `rejected`",
+    ]
     manifest = Manifest.read(tmp_path / "data")
     assert manifest.rows["id"].tolist() == [item.id for item in corpus()]
     assert manifest.rows["text"][3] == "TEXT D"
@@ -213,6 +220,55 @@ def test_a_second_prepare_does_nothing_and_a_changed_one_starts_anew(tmp_path: P
     assert Manifest.read(folder).summary == larger
 
 
+def test_the_audio_is_read_only_where_its_time_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, read = tmp_path / "data", []
+    write_manifest(corpus(), folder, corpus="noise")
+    sha256 = PackedAudio.sha256
+    monkeypatch.setattr(
+        PackedAudio, "sha256", lambda self: (read.append(self.path), sha256(self))[1]
+    )
+    Manifest.read(folder)
+    assert write_manifest(corpus(), folder, corpus="noise").outcome == "there already"
+    assert not read
+    os.utime(folder / "audio.pcm")  # as a copy has another
+    Manifest.read(folder)
+    assert write_manifest(corpus(), folder, corpus="noise").outcome == "there already"
+    assert len(read) == 2
+    Manifest.read(folder)
+    assert len(read) == 2, "prepare has noted that it is whole"
+    status = (folder / "audio.pcm").stat()
+    data = bytearray((folder / "audio.pcm").read_bytes())
+    data[7] ^= 1
+    (folder / "audio.pcm").write_bytes(data)
+    assert (folder / "audio.pcm").stat().st_size == status.st_size
+    with pytest.raises(DataError, match=r"audio\.pcm: changed since it was prepared"):
+        Manifest.read(folder)
+    assert write_manifest(corpus(), folder, corpus="noise").outcome == "made anew"
+    Manifest.read(folder)
+
+
+def test_what_is_in_use_is_not_exchanged(tmp_path: Path) -> None:
+    """A rerun with other data under a running training."""
+    folder = tmp_path / "data"
+    write_manifest(corpus(), folder, corpus="noise")
+    training = Manifest.read(folder)
+    write_manifest(corpus()[::-1], folder, corpus="noise")
+    for item, row in zip(corpus(), training.rows.itertuples(), strict=True):
+        assert np.array_equal(training.audio.slice(row.offset, row.samples), pcm(item))
+
+
+def test_details_of_reasons_are_not_counted_apart(tmp_path: Path) -> None:
+    faults = [f"NaN or infinite samples: {n}, the first at 0.{n} s" for n in range(1, 7)]
+    items = [utterance(n, audio=Noise(n, fault=fault)) for n, fault in enumerate(faults)]
+    items += [utterance(n, text=f"BELL {chr(n)}") for n in (7, 8)]
+    summary = write_manifest([*corpus(3), *items], tmp_path / "data", corpus="noise")
+    assert summary.reasons() == {
+        "NaN or infinite samples": 6, "transcript holds a control character": 2,
+    }  # fmt: skip
+
+
 def test_a_changed_source_file_is_noticed(tmp_path: Path) -> None:
     root = tmp_path / "corpus"
     root.mkdir()
@@ -253,7 +309,10 @@ class Counted(Noise):
         return super().load()
 
 
-def test_interrupted_and_called_again_it_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole_line", [False, True])
+def test_interrupted_and_called_again_it_goes_on_where_it_was(
+    tmp_path: Path, whole_line: bool
+) -> None:
     log = tmp_path / "log"
     items = [utterance(n, audio=Counted(n, 0.1, log=str(log))) for n in range(20)]
     items[4] = utterance(4, audio=Noise(4, fault="silent"))
@@ -263,9 +322,14 @@ def test_interrupted_and_called_again_it_goes_on_where_it_was(tmp_path: Path) ->
     assert not (folder / "summary.json").exists()
     with pytest.raises(DataError, match="nothing is prepared here"):
         Manifest.read(folder)
-    # A write cut in the middle: half a line, and audio that no line speaks of.
-    with open(folder / ".partial" / "data" / "journal.jsonl", "ab") as file:
-        file.write(b'{"id": "u0')
+    # A write cut in the middle: half a line or one that lacks but its end, and audio that no line
+    # speaks of.
+    with open(folder / ".partial" / "data" / "journal.jsonl", "r+b") as file:
+        if whole_line:
+            file.truncate(file.seek(-1, os.SEEK_END))
+        else:
+            file.seek(0, os.SEEK_END)
+            file.write(b'{"id": "u0')
     with open(folder / ".partial" / "data" / "audio.pcm", "ab") as file:
         file.write(b"\0" * 77)
     summary = write_manifest(items, folder, corpus="noise")
@@ -273,7 +337,9 @@ def test_interrupted_and_called_again_it_goes_on_where_it_was(tmp_path: Path) ->
     assert summary == whole
     for name in ("manifest.csv", "audio.pcm", "summary.json"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert log.read_text().split()[:19] == [str(n) for n in range(20) if n != 4]
+    again = ["9"] if whole_line else []
+    decoded = [str(n) for n in range(20) if n != 4]
+    assert log.read_text().split()[: 19 + len(again)] == [*decoded[:9], *again, *decoded[9:]]
     assert not (folder / ".partial").exists()
 
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -87,14 +87,32 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Rejected:
-    """Something of the corpus that can't be used, and why."""
+    """Something of the corpus that can't be used, and why.
+
+    Attributes:
+        source: as of `Utterance`, or a line of a file.
+        id: of the utterance it would have been; None if it is none.
+        reason: what is wrong; details, which differ from item to item, behind a colon.
+        split: of the utterance, where it is known.
+    """
 
     source: str
     id: str | None
     reason: str
+    split: str = field(default="", compare=False)
 
 
 Item = Utterance | Rejected
+
+
+def in_parts(parts: Iterable[tuple[str, Iterable[Item]]]) -> Iterator[Item]:
+    """Items part by part; an id that an earlier part has too is written ``PART/ID``."""
+    owners: dict[str, str] = {}
+    for part, items in parts:
+        for item in items:
+            if isinstance(item, Utterance) and owners.setdefault(item.id, part) != part:
+                item = replace(item, id=f"{part}/{item.id}")
+            yield item
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -96,19 +96,18 @@ class Job:
 
 
 def obtain(
-    parts: Sequence[str],
+    missing: Callable[[], tuple[Path, list[str]]],
     folder: Path,
-    base: Path,
     *,
     url: str | None,
     sha256: Mapping[str, str],
 ) -> bool:
-    """Unpack the parts' archives, one after the other; what was downloaded is deleted then.
+    """Unpack the missing parts' archives, one after the other; what was downloaded is deleted then.
 
     Args:
-        parts: that are missing.
+        missing: where the parts belong, and which are missing; asked again once no other process
+            is at it.
         folder: where the archives are, or are downloaded to.
-        base: where the parts belong.
         url: where archives are downloaded from; None: only those that are there.
         sha256: by part; archives of other parts that are there are unpacked unchecked.
 
@@ -118,21 +117,22 @@ def obtain(
     Raises:
         DataError: an archive can't be fetched or isn't what it should be, or there is no room.
     """
-    downloads = folder / DOWNLOADS
-    found = {part: _archive(part, folder, base, downloads) for part in parts}
-    if not parts or (url is None and not all(found.values())):
+    base, parts = missing()
+    if not parts or (url is None and not all(_archive(part, folder, base) for part in parts)):
         return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        base.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            jobs = [_job(part, found[part], downloads, url, sha256) for part in parts]
-            largest = max(job.to_fetch for job in jobs)
-            needed = largest + sum(round(job.bytes * UNPACKED) for job in jobs)
+            base, parts = missing()
+            for part in parts:
+                shutil.rmtree(_aside(base, part), ignore_errors=True)  # of a killed process
+            jobs = [_job(part, folder, base, url, sha256) for part in parts]
+            needed = sum(round(job.bytes * UNPACKED) for job in jobs)
+            needed += max((job.to_fetch for job in jobs), default=0)
             require_space(folder, needed, f"unpacking {', '.join(parts)}")
             for job in jobs:
-                if not (base / job.part).is_dir():  # another process may have, while we waited
-                    _do(job, base, sha256.get(job.part))
+                _do(job, base, sha256.get(job.part))
+            downloads = folder / DOWNLOADS
             if downloads.is_dir() and not any(downloads.iterdir()):
                 downloads.rmdir()
     except OSError as error:
@@ -145,16 +145,22 @@ def obtain(
     return True
 
 
-def _archive(part: str, *folders: Path) -> Path | None:
-    return next((p for f in folders if (p := f / f"{part}.tar.gz").is_file()), None)
+def _archive(part: str, folder: Path, base: Path) -> Path | None:
+    """The archive of a part in the root, beside the parts, or downloaded before."""
+    places = (f / f"{part}.tar.gz" for f in (folder, base, folder / DOWNLOADS))
+    return next((path for path in places if path.is_file()), None)
 
 
-def _job(
-    part: str, archive: Path | None, downloads: Path, url: str | None, sha256: Mapping[str, str]
-) -> Job:
+def _job(part: str, folder: Path, base: Path, url: str | None, sha256: Mapping[str, str]) -> Job:
+    archive = _archive(part, folder, base)
     if archive is not None:
         return Job(part, archive, archive.stat().st_size, None)
-    assert url is not None
+    if url is None:
+        raise DataError(
+            f"{part}.tar.gz is gone",
+            where=str(folder),
+            do="put it back, or fetch it with --set data.download=true",
+        )
     if part not in sha256:
         known = ", ".join(sha256)
         raise DataError(
@@ -164,7 +170,7 @@ def _job(
         )
     address = f"{url.rstrip('/')}/{part}.tar.gz"
     size = remote_size(address) or (PUBLISHED[part].bytes if part in PUBLISHED else 0)
-    return Job(part, downloads / f"{part}.tar.gz", size, address)
+    return Job(part, folder / DOWNLOADS / f"{part}.tar.gz", size, address)
 
 
 def _do(job: Job, base: Path, sha256: str | None) -> None:
@@ -200,30 +206,36 @@ def extract(archive: Path, part: str, base: Path) -> None:
             where=str(archive),
             do="use Python 3.11.4 or later, or unpack it yourself",
         )
-    aside = base / f".unpacking-{part}"
+    aside = _aside(base, part)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    aside.mkdir(parents=True)
     try:
         with open(archive, "rb") as raw, _bar(raw, f"unpacking {archive.name}") as file:
             _extract(file, part, aside)
+        folder = next((f for f in (aside / "LibriSpeech" / part, aside / part) if f.is_dir()), None)
+        if folder is None:
+            raise DataError(
+                f"holds no folder {part}",
+                where=str(archive),
+                do="it isn't that part: fetch it anew",
+            )
+        for text in folder.parent.iterdir():
+            if text.is_file() and not (base / text.name).exists():
+                os.replace(text, base / text.name)
+        os.replace(folder, base / part)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        shutil.rmtree(aside)
         raise DataError(
             f"can't be unpacked: {error or type(error).__name__}",
             where=str(archive),
             do="fetch it anew",
         ) from None
-    folder = next((f for f in (aside / "LibriSpeech" / part, aside / part) if f.is_dir()), None)
-    if folder is None:
-        shutil.rmtree(aside)
-        raise DataError(
-            f"holds no folder {part}", where=str(archive), do="it isn't that part: fetch it anew"
-        )
-    for text in folder.parent.iterdir():
-        if text.is_file() and not (base / text.name).exists():
-            os.replace(text, base / text.name)
-    os.replace(folder, base / part)
-    shutil.rmtree(aside)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(base: Path, part: str) -> Path:
+    """Where a part is unpacked, before it is moved to its place."""
+    return base / f".unpacking-{part}"
 
 
 def _extract(file: IO[bytes], part: str, aside: Path) -> None:

@@ -89,9 +89,18 @@ def corpus_root(root: Path | str | None, corpus: str) -> Path:
     raise kind(found, where=str(path), do=do)
 
 
-def leaves(path: Path, root: Path) -> bool:
-    """Whether `path`, with ``..`` and links followed, lies outside the resolved folder `root`."""
-    return not path.resolve().is_relative_to(root)
+def unusable(path: Path, root: Path) -> str:
+    """Why `path` can't be taken: with ``..`` and links followed it lies outside the resolved folder
+    `root`, or leads nowhere. Empty if it can; that it exists isn't asked.
+    """
+    try:
+        try:
+            real = os.path.realpath(path, strict=True)
+        except FileNotFoundError:
+            real = os.path.realpath(path)
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"not a usable path: {getattr(error, 'strerror', None) or error}"
+    return "" if Path(real).is_relative_to(root) else OUTSIDE
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

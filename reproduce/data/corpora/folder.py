@@ -24,7 +24,7 @@ from reproduce.data.corpora.files import (
     OUTSIDE,
     FileAudio,
     corpus_root,
-    leaves,
+    unusable,
     walk,
 )
 from reproduce.errors import DataError, MissingCorpusError
@@ -101,23 +101,27 @@ def utterances(
 
 
 def _item(row: Row, base: Path, table: str) -> Item:
+    split = SPLIT_NAMES.get(row.split.lower(), "")
     if row.fault or not row.path:
         reason = row.fault or "no audio file named"
-        return Rejected(f"{table}: row {row.number}", row.id or None, reason)
+        return Rejected(f"{table}: row {row.number}", row.id or None, reason, split)
     source = row.path
     try:
+        if fault := unusable(base / row.path, base):
+            return Rejected(source, row.id, fault, split)
         path = _existing(Path(os.path.normpath(base / row.path)))
-        if leaves(base / row.path, base) or not path.is_relative_to(base):
-            return Rejected(source, row.id, OUTSIDE)
+        if not path.is_relative_to(base):  # an absolute path, through links to the folder
+            path = path.parent.resolve() / path.name
+        if not path.is_relative_to(base):
+            return Rejected(source, row.id, OUTSIDE, split)
         source = path.relative_to(base).as_posix()
         if not path.is_file():
-            there = path.exists()
-            return Rejected(source, row.id, "not a file" if there else "no such audio file")
+            reason = "not a file" if path.exists() else "no such audio file"
+            return Rejected(source, row.id, reason, split)
     except (OSError, ValueError, RuntimeError) as error:
-        return Rejected(source, row.id, f"not a usable path: {error}")
-    split = SPLIT_NAMES.get(row.split.lower())
-    if split is None:
-        return Rejected(source, row.id, f"unknown split {row.split!r}: train, valid or test")
+        return Rejected(source, row.id, f"not a usable path: {error}", split)
+    if not split:
+        return Rejected(source, row.id, f"unknown split: {row.split!r}, not train, valid or test")
     return Utterance(row.id, split, row.speaker, row.text, source, FileAudio(path))
 
 
@@ -199,7 +203,7 @@ def _columns(table: Path) -> dict[str, str]:
         for record in _records(table):
             if isinstance(record, dict):
                 names |= record.keys()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
             f"can't be read: {error}",
             where=str(table),
@@ -239,12 +243,25 @@ Record = dict[str, str] | str
 
 
 def _records(table: Path) -> Iterator[Record]:
-    """Rows; of a CSV or TSV the header first, each name with itself."""
-    with open(table, encoding="utf-8-sig", newline="") as file:
+    """Rows; of a CSV or TSV the header first, each name with itself.
+
+    Raises:
+        OSError, ValueError: it can't be read; names the line.
+    """
+    with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         if table.suffix.lower() == ".jsonl":
-            yield from map(_json_record, filter(str.strip, file))
+            yield from map(_json_record, filter(str.strip, _lines(file)))
         else:
-            yield from _csv_records(file, tabs=table.suffix.lower() == ".tsv")
+            yield from _csv_records(_lines(file), tabs=table.suffix.lower() == ".tsv")
+
+
+def _lines(file: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        try:
+            line.encode()
+        except UnicodeEncodeError:  # an escaped byte
+            raise ValueError(f"line {number} isn't UTF-8") from None
+        yield line
 
 
 def _csv_records(lines: Iterable[str], *, tabs: bool) -> Iterator[Record]:
@@ -253,11 +270,27 @@ def _csv_records(lines: Iterable[str], *, tabs: bool) -> Iterator[Record]:
         if tabs
         else csv.reader(lines, strict=True)
     )
-    header = [name.strip().lower() for name in next(reader, [])]
-    yield {name: name for name in header}
-    for cells in reader:
-        if len(cells) > len(header):
-            yield f"{len(cells)} fields in a table of {len(header)} columns"
+    header: list[str] | None = None
+    while True:
+        first = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"line {first}: {error}") from None
+        if cells is None:
+            break
+        if header is None:
+            header = [name.strip().lower() for name in cells]
+            if twice := [name for name in header if name and header.count(name) > 1]:
+                raise ValueError(f"line {first} names the column {twice[0]!r} twice")
+            yield {name: name for name in header}
+        elif any("\n" in cell or "\r" in cell for cell in cells):
+            yield (
+                f"a cell holds a line break: lines {first} to {reader.line_num}; close its quote, "
+                "or write one line an utterance"
+            )
+        elif len(cells) > len(header):
+            yield f"too many fields: {len(cells)} in a table of {len(header)} columns, line {first}"
         elif cells:
             yield {name: cell.strip() for name, cell in zip(header, cells)}
 

@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from reproduce.data.corpora import Item, Rejected, Utterance
+from reproduce.data.corpora import Item, Rejected, Utterance, in_parts
 from reproduce.data.corpora.archives import PUBLISHED, URL, obtain
 from reproduce.data.corpora.files import (
     AUDIO_SUFFIXES,
     FOLDER_LINK,
-    OUTSIDE,
     FileAudio,
     corpus_root,
-    leaves,
+    unusable,
     walk,
 )
 from reproduce.errors import DataError, MissingCorpusError
@@ -62,12 +60,7 @@ def utterances(
             do="set data.root to the folder that holds the parts or their archives, name parts "
             "that are there, or fetch them with --set data.download=true",
         )
-    owners: dict[str, str] = {}
-    for split, part in parts:
-        for item in _part(base, part, split):
-            if isinstance(item, Utterance) and owners.setdefault(item.id, part) != part:
-                item = replace(item, id=f"{part}/{item.id}")
-            yield item
+    yield from in_parts((part, _part(base, part, split)) for split, part in parts)
 
 
 def hours(
@@ -121,11 +114,15 @@ def provide(
     if not root:
         return False
     folder = Path(root).expanduser()
-    base = _base(folder, names)
     known = {part: published.sha256 for part, published in PUBLISHED.items()}
     known |= archives_sha256 or {}
     url = download_url if download else None
-    return obtain(_missing(base, names), folder, base, url=url, sha256=known)
+
+    def missing() -> tuple[Path, list[str]]:
+        base = _base(folder, names)
+        return base, _missing(base, names)
+
+    return obtain(missing, folder, url=url, sha256=known)
 
 
 def _check(parts: Sequence[str]) -> None:
@@ -142,10 +139,10 @@ def _check(parts: Sequence[str]) -> None:
 def _base(root: Path, parts: Sequence[str]) -> Path:
     """The folder of the parts: the root, or ``LibriSpeech/`` in it, where archives unpack to."""
     inner = root / "LibriSpeech"
-    if inner.is_dir():
-        return inner
-    there = root.name == "LibriSpeech" or any((root / part).is_dir() for part in parts)
-    return root if there else inner
+    for folder in (inner, root):
+        if any((folder / part).is_dir() for part in parts):
+            return folder
+    return root if root.name == "LibriSpeech" and not inner.is_dir() else inner
 
 
 def _missing(base: Path, parts: Sequence[str]) -> list[str]:
@@ -165,24 +162,26 @@ def _part(base: Path, part: str, split: str) -> Iterator[Item]:
         rejected: list[Rejected] = []
         for name in transcripts:
             path = folder / name
-            if path.is_symlink() and leaves(path, inside):
-                rejected.append(Rejected(_relative(path, base), None, OUTSIDE))
+            if path.is_symlink() and (fault := unusable(path, inside)):
+                rejected.append(Rejected(_relative(path, base), None, fault))
             else:
                 rejected += _read_transcripts(path, _relative(path, base), texts)
         for id_ in sorted(texts.keys() | audio.keys()):
             for name in audio.get(id_, [""])[1:]:
                 source = _relative(folder / name, base)
-                rejected.append(Rejected(source, id_, "duplicate id: a second file of that name"))
+                reason = "duplicate id: a second file of that name"
+                rejected.append(Rejected(source, id_, reason, split))
             if id_ not in audio:
                 source = _relative(folder / id_, base)
-                rejected.append(Rejected(source, id_, "no audio file for this transcript"))
+                reason = "no audio file for this transcript"
+                rejected.append(Rejected(source, id_, reason, split))
                 continue
             path = folder / audio[id_][0]
             source = _relative(path, base)
-            if path.is_symlink() and leaves(path, inside):
-                rejected.append(Rejected(source, id_, OUTSIDE))
+            if path.is_symlink() and (fault := unusable(path, inside)):
+                rejected.append(Rejected(source, id_, fault, split))
             elif id_ not in texts:
-                rejected.append(Rejected(source, id_, NO_TRANSCRIPT))
+                rejected.append(Rejected(source, id_, NO_TRANSCRIPT, split))
             else:
                 speaker = id_.partition("-")[0]
                 yield Utterance(id_, split, speaker, texts[id_], source, FileAudio(path))

@@ -3,8 +3,9 @@
 Columns: ``audio`` (a struct with ``bytes``, a whole audio file, and maybe ``path``), ``text``
 (``transcript``, ``transcription``, ``sentence``) and, where there are any, ``id``, ``speaker_id``
 (``speaker``, ``client_id``). Without an id it is the audio's path without its suffix, or shard and
-row. Corpus order is that of the parts as given, of the shards' names, and of the rows: the
-order that the study's permutation acts on.
+row. Texts are strings (or a dictionary of them) or bytes in UTF-8. Corpus order is that of the
+parts as given, of the shards' names, and of the rows: the order that the study's permutation acts
+on. An id met again in a later part is written ``PART/ID``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.data.audio import AudioError, Decoded
-from reproduce.data.corpora import AudioSource, Item, Rejected, Utterance
-from reproduce.data.corpora.files import OUTSIDE, BytesAudio, corpus_root, leaves
+from reproduce.data.corpora import AudioSource, Item, Rejected, Utterance, in_parts
+from reproduce.data.corpora.files import OUTSIDE, BytesAudio, corpus_root, unusable
 from reproduce.errors import DataError, MissingCorpusError
 
 COLUMNS = {
@@ -63,10 +64,15 @@ def utterances(
     """
     base = corpus_root(root, "parquet")
     splits = {"train": train_parts, "valid": valid_parts, "test": test_parts}
-    found = [(split, _shards(base, part)) for split, parts in splits.items() for part in parts]
-    for split, shards in found:
+    found = [
+        (split, part, _shards(base, part)) for split, parts in splits.items() for part in parts
+    ]
+
+    def items(shards: list[Path], split: str) -> Iterator[Item]:
         for shard in shards:
             yield from _shard(shard, base, split)
+
+    yield from in_parts((part, items(shards, split)) for split, part, shards in found)
 
 
 def hours(
@@ -80,7 +86,7 @@ def hours(
     base = corpus_root(root, "parquet")
     parts = [*train_parts, *valid_parts, *test_parts]
     shards = [shard for part in parts for shard in _shards(base, part)]
-    rows, seconds = 0, []
+    rows, seconds = 0, list[float]()
     for number, shard in enumerate(shards):
         with _reading(shard) as file:
             rows += file.metadata.num_rows
@@ -88,9 +94,10 @@ def hours(
                 _columns(file, shard)
                 for batch in file.iter_batches(2 * BATCH, columns=["audio.bytes"]):
                     for audio in batch.column(0).to_pylist():
+                        seconds.append(0.0)  # what can't be used takes no room
                         with suppress(AudioError):
                             data = (audio or {}).get("bytes") or b""
-                            seconds.append(BytesAudio(data).seconds())
+                            seconds[-1] = BytesAudio(data).seconds()
                     break
     return rows * sum(seconds) / max(len(seconds), 1) / 3600
 
@@ -122,41 +129,77 @@ def _shard(shard: Path, base: Path, split: str) -> Iterator[Item]:
     name = shard.relative_to(base).as_posix()
     # A hub cache holds links to the folder blobs/ beside snapshots/.
     cache = base.parent.parent / "blobs" if base.parent.name == "snapshots" else base
-    if leaves(shard, base) and leaves(shard, cache):
+    if unusable(shard, base) and unusable(shard, cache):
         yield Rejected(name, None, OUTSIDE)
         return
     status = shard.stat()
     stamp = f"{status.st_size}:{status.st_mtime_ns}"
     number = 0
     with _reading(shard) as file:
-        columns, has_path = _columns(file, shard)
-        wanted = [*columns.values(), *(["audio.path"] if has_path else [])]
+        columns = _columns(file, shard)
         for group in range(file.num_row_groups):
             first = number
+            wanted = list(columns.values())
             for batch in file.iter_batches(1024, row_groups=[group], columns=wanted):
-                for row in batch.to_pylist():
-                    values = {ours: _text(row[theirs]) for ours, theirs in columns.items()}
-                    path = _text((row.get("audio") or {}).get("path"))
-                    yield Utterance(
-                        values.get("id") or os.path.splitext(path)[0] or f"{name}-{number}",
-                        split,
-                        values.get("speaker", ""),
-                        values["text"],
-                        f"{name}#{number}",
-                        ShardAudio(shard, group, number - first, stamp),
-                    )
+                texts = {ours: _texts(batch, theirs) for ours, theirs in columns.items()}
+                for row in range(len(batch)):
+                    values = {ours: column[row] for ours, column in texts.items()}
+                    path = values.get("path") or ""
+                    id_ = values.get("id") or os.path.splitext(path)[0] or f"{name}-{number}"
+                    source = f"{name}#{number}"
+                    if bad := [ours for ours, value in values.items() if value is None]:
+                        what = "transcript" if bad[0] == "text" else bad[0]
+                        yield Rejected(source, id_, f"{what} isn't UTF-8", split)
+                    else:
+                        yield Utterance(
+                            id_, split, values.get("speaker") or "", values["text"] or "", source,
+                            ShardAudio(shard, group, number - first, stamp),
+                        )  # fmt: skip
                     number += 1
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+def _texts(batch: Any, column: str) -> list[str | None]:
+    """A column of a batch, or a field of one (``audio.path``): None for what isn't UTF-8."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    name, _, field = column.partition(".")
+    values = batch.column(name)
+    if field:
+        values = pc.struct_field(values, field)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if not _is_text(values.type):
+        return ["" if value is None else str(value) for value in values.to_pylist()]
+    return [_decoded(value) for value in values.cast(pa.large_binary()).to_pylist()]
 
 
-def _columns(file: Any, shard: Path) -> tuple[dict[str, str], bool]:
-    """Ours -> theirs; whether the audio has a path.
+def _decoded(value: bytes | None) -> str | None:
+    try:
+        return "" if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return any(
+        is_kind(kind)
+        for is_kind in (
+            pa.types.is_string, pa.types.is_large_string,
+            pa.types.is_binary, pa.types.is_large_binary,
+        )
+    )  # fmt: skip
+
+
+def _columns(file: Any, shard: Path) -> dict[str, str]:
+    """Ours -> theirs, ``path`` -> ``audio.path`` if there is one.
 
     Raises:
-        DataError: one is missing.
+        DataError: one is missing, or of a type that can't be read.
     """
     import pyarrow as pa
 
@@ -167,16 +210,23 @@ def _columns(file: Any, shard: Path) -> tuple[dict[str, str], bool]:
         if any(alias in schema.names for alias in aliases)
     }
     audio = schema.field("audio").type if "audio" in schema.names else None
-    fields = {field.name for field in audio} if audio and pa.types.is_struct(audio) else set()
+    fields = {f.name: f.type for f in audio} if audio and pa.types.is_struct(audio) else {}
     missing = "" if "bytes" in fields else "audio with the audio file's bytes"
     missing = missing or ("" if "text" in columns else " or ".join(COLUMNS["text"]))
+    do = "shards in the layout of the Hugging Face hub are needed, audio embedded"
     if missing:
         raise DataError(
-            f"no column {missing}; its columns: {', '.join(schema.names)}",
-            where=str(shard),
-            do="shards in the layout of the Hugging Face hub are needed, audio embedded",
+            f"no column {missing}; its columns: {', '.join(schema.names)}", where=str(shard), do=do
         )
-    return columns, "path" in fields
+    kinds = {theirs: schema.field(theirs).type for theirs in columns.values()}
+    kinds["audio.bytes"] = fields["bytes"]
+    if "path" in fields:
+        columns["path"], kinds["audio.path"] = "audio.path", fields["path"]
+    for column, kind in kinds.items():
+        number = pa.types.is_integer(kind) and column in (columns.get("id"), columns.get("speaker"))
+        if not (_is_text(kind) or pa.types.is_null(kind) or number):
+            raise DataError(f"column {column} holds {kind}, not text", where=str(shard), do=do)
+    return columns
 
 
 @contextmanager
