@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import tarfile
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +194,65 @@ def test_room_is_looked_for_before_anything_is_fetched(
     assert server.asked == []
 
 
+def test_what_a_killed_process_unpacked_takes_no_room(
+    tmp_path: Path, packed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is removed before room is looked for."""
+    root = tmp_path / "root"
+    left = root / "LibriSpeech" / ".unpacking-dev-clean"
+    left.mkdir(parents=True)
+    (left / "much").write_bytes(bytes(10_000_000))
+    for name, data in packed.items():
+        (root / name).write_bytes(data)
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 0 if left.exists() else 1 << 20)
+    assert provide_corpus("librispeech", root=root, archives_sha256=sha256s(packed))
+    assert texts(root) == ["ONE", "TWO", "THREE"]
+
+
+def test_two_at_once_unpack_once(
+    tmp_path: Path, packed: dict[str, bytes], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second waits, and then finds nothing missing: not the deleted archive either."""
+    options = {
+        "root": tmp_path / "root", "download": True, "download_url": server.url,
+        "archives_sha256": sha256s(packed),
+    }  # fmt: skip
+    begun, unpacked = threading.Event(), []
+
+    def slowly(archive: Path, part: str, base: Path) -> None:
+        begun.set()
+        time.sleep(0.3)
+        unpacked.append(part)
+        extract(archive, part, base)
+
+    monkeypatch.setattr(archives, "extract", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(provide_corpus, "librispeech", **options)
+        assert begun.wait(10)
+        second = pool.submit(provide_corpus, "librispeech", **options)
+        assert first.result()
+        assert second.result()
+    assert unpacked == ["train-clean-100", "dev-clean"]
+    assert server.asked == ["whole", "whole"]
+    assert texts(tmp_path / "root") == ["ONE", "TWO", "THREE"]
+
+
+def test_a_folder_without_parts_is_not_preferred(tmp_path: Path, packed: dict[str, bytes]) -> None:
+    """Such as a refused archive, or a user, leaves."""
+    make_part(tmp_path / "root", "train-clean-100", PARTS["train-clean-100"])
+    archive = tmp_path / "root" / "dev-clean.tar.gz"
+    options = {"root": tmp_path / "root", "archives_sha256": {}}
+    (tmp_path / "root" / "LibriSpeech").mkdir()
+    archive.write_bytes(b"damaged")
+    with pytest.raises(DataError, match="expected 76f87d09"):
+        provide_corpus("librispeech", **options)
+    archive.write_bytes(packed["dev-clean.tar.gz"])
+    options["archives_sha256"] = sha256s(packed)
+    assert provide_corpus("librispeech", **options)
+    assert texts(tmp_path / "root") == ["ONE", "TWO", "THREE"]
+    assert not list((tmp_path / "root" / "LibriSpeech").iterdir())
+
+
 # ------------------------------------------------------------------------------------ unpacking
 
 
@@ -251,6 +313,7 @@ def test_a_part_half_unpacked_is_begun_anew(
         with pytest.raises(KeyboardInterrupt):
             extract(tmp_path / "x.tar.gz", "dev-clean", tmp_path)
     assert not (tmp_path / "dev-clean").exists()
+    assert not list(tmp_path.glob(".unpacking*")), "it cleans up after itself"
     extract(tmp_path / "x.tar.gz", "dev-clean", tmp_path)
     assert (tmp_path / "dev-clean" / "30" / "1" / "30-1-0000.flac").is_file()
     assert not list(tmp_path.glob(".unpacking*"))

@@ -1,16 +1,23 @@
-"""Nothing that files hold leads to anything but rows, reasons and clear errors."""
+"""Nothing that files hold leads to anything but rows, reasons and clear errors.
+
+The examples are the same in every run, so that a failure is one of the change at hand. To look for
+new ones, give a number of examples a test, and they differ from run to run::
+
+    W2VREP_FUZZ=5000 pytest tests/data/test_data_fuzz.py
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 import unicodedata
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_corpora import encoded, noise
 
@@ -21,25 +28,36 @@ from reproduce.data.manifest import Manifest, write_manifest
 from reproduce.data.packing import listing_sha256
 from reproduce.errors import DataError
 
-settings.register_profile("here", deadline=None, derandomize=True, database=None, max_examples=40)
-settings.load_profile("here")
+NEW_EXAMPLES = int(os.environ.get("W2VREP_FUZZ", "0"))
+settings.register_profile("same", deadline=None, database=None, derandomize=True, max_examples=40)
+settings.register_profile(
+    "new", deadline=None, database=None, max_examples=NEW_EXAMPLES or 1,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.load_profile("new" if NEW_EXAMPLES else "same")
 
 # What is raised where nobody can catch it is written to stderr: a traceback all the same.
-pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "error::pytest.PytestUnraisableExceptionWarning", "error::RuntimeWarning"
+)
 
 SOUND = noise(0.05)
-FORMATS = {
-    "FLAC": "PCM_16", "WAV": "PCM_16", "WAVEX": "FLOAT", "OGG": "VORBIS", "AIFF": "PCM_24",
-    "AU": "PCM_16", "CAF": "PCM_16", "W64": "PCM_32", "RF64": "PCM_16",
-}  # fmt: skip
-FILES = [encoded(SOUND, form=form, sub=sub) for form, sub in FORMATS.items()]
+FORMATS = [
+    ("FLAC", "PCM_16"), ("WAV", "PCM_16"), ("WAVEX", "FLOAT"), ("WAV", "GSM610"),
+    ("WAV", "NMS_ADPCM_16"), ("WAV", "MS_ADPCM"), ("WAV", "IMA_ADPCM"), ("OGG", "VORBIS"),
+    ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("AIFF", "PCM_24"), ("AIFF", "GSM610"),
+    ("AU", "PCM_16"), ("AU", "G721_32"), ("CAF", "PCM_16"), ("CAF", "ALAC_16"), ("NIST", "PCM_16"),
+    ("NIST", "ULAW"), ("W64", "PCM_32"), ("W64", "GSM610"), ("RF64", "PCM_16"), ("HTK", "PCM_16"),
+    ("SVX", "PCM_16"), ("VOC", "PCM_16"), ("IRCAM", "PCM_16"), ("MAT5", "PCM_16"),
+]  # fmt: skip
+FILES = [encoded(SOUND, form=form, sub=sub) for form, sub in FORMATS]
 
 
-@settings(max_examples=200)
+@settings(max_examples=NEW_EXAMPLES or 400)
 @given(
     file=st.sampled_from(FILES),
-    changes=st.lists(st.tuples(st.integers(0, 119), st.integers(0, 255)), max_size=6),
-    kept=st.one_of(st.none(), st.integers(0, 400)),
+    changes=st.lists(st.tuples(st.integers(0, 199), st.integers(0, 255)), max_size=6),
+    kept=st.one_of(st.none(), st.integers(0, 2000)),
     more=st.binary(max_size=20),
 )
 def test_audio_headers(

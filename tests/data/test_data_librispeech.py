@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from reproduce.data.corpora import Rejected, Utterance, read_corpus
+from reproduce.data.manifest import write_manifest
 from reproduce.errors import DataError, RecipeError
 
 
@@ -103,6 +104,44 @@ def test_damage_is_named_and_nothing_else_is_lost(root: Path, tmp_path: Path) ->
     }
     assert [u.id for u in good if u.speaker == "50"] == [f"50-500-000{n}" for n in (0, 2, 4, 5)]
     assert len(good) == 4 + 4
+
+
+def test_links_are_followed_within_a_part_only(root: Path, tmp_path: Path) -> None:
+    """To a file beside it, outside, to nothing, to themselves; audio and transcripts."""
+    base = root / "LibriSpeech"
+    folder = chapter(base, "train-clean-100", 50, dict.fromkeys(range(5), "TEXT"))
+    os.replace(folder / "50-500-0000.flac", folder / "kept.bin")
+    os.replace(folder / "50-500-0001.flac", tmp_path / "outside.flac")
+    for number, to in enumerate(["kept.bin", tmp_path / "outside.flac", "nothing"]):
+        path = folder / f"50-500-{number:04}.flac"
+        path.unlink(missing_ok=True)
+        path.symlink_to(to)
+    (folder / "50-500-0003.flac").unlink()
+    (folder / "50-500-0003.flac").symlink_to("50-500-0003.flac")
+    other = chapter(base, "train-clean-100", 51, {0: "TEXT"})
+    (other / "51-510.trans.txt").unlink()
+    (other / "51-510.trans.txt").symlink_to("51-510.trans.txt")
+    third = chapter(base, "train-clean-100", 52, {0: "TEXT"})
+    os.replace(third / "52-520.trans.txt", tmp_path / "52-520.trans.txt")
+    (third / "52-520.trans.txt").symlink_to(tmp_path / "52-520.trans.txt")
+    good, rejected = split(read_corpus("librispeech", root=root))
+    loop = "not a usable path: Too many levels of symbolic links"
+    outside = "path leaves the corpus folder"
+    place = "train-clean-100/{0}/{0}0/{0}-{0}0{1}".format
+    assert rejected == {
+        place(50, "-0001.flac"): outside,
+        place(50, "-0003.flac"): loop,
+        place(51, ".trans.txt"): loop,
+        place(51, "-0000.flac"): "no transcript",
+        place(52, ".trans.txt"): outside,
+        place(52, "-0000.flac"): "no transcript",
+    }
+    assert [u.id[-4:] for u in good if u.speaker == "50"] == ["0000", "0002", "0004"]
+    corpus = read_corpus("librispeech", root=root)
+    summary = write_manifest(corpus, tmp_path / "data", corpus="librispeech", jobs=1)
+    reasons = {str(item["id"]): item["reason"] for item in summary.rejected}
+    assert reasons["50-500-0002"] == "can't be read: No such file or directory"
+    assert any(text.startswith("5 training utterances rejected") for text in summary.warnings)
 
 
 def test_ids_used_again_in_another_part_are_told_apart(root: Path) -> None:

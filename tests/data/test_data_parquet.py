@@ -133,6 +133,85 @@ def test_rows_may_lack_what_is_not_needed(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.binary(),
+     pa.large_binary()],
+    ids=str,
+)  # fmt: skip
+def test_texts_are_strings_or_bytes_in_utf_8(tmp_path: Path, kind: pa.DataType) -> None:
+    """Whatever the column's type, the same texts and ids; what isn't UTF-8 is one bad row."""
+    texts: list[Any] = ["ONE", "දෙක", None, "FOUR"]
+    column = pa.array(texts, pa.string()).cast(kind)
+    audio = pa.array([row["audio"] for row in ROWS[:4]])
+    ids = pa.array(["a", "b", "c", "d"]).cast(kind)
+    pq.write_table(pa.table({"audio": audio, "text": column, "id": ids}), tmp_path / "t.parquet")
+    found = list(read_corpus("parquet", root=tmp_path, train_parts=["t.parquet"], valid_parts=[]))
+    assert [(item.id, item.text) for item in found] == [
+        ("a", "ONE"), ("b", "දෙක"), ("c", ""), ("d", "FOUR"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["text", "id", "speaker"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary()], ids=str)
+def test_a_row_that_is_not_utf_8_is_rejected(
+    tmp_path: Path, kind: pa.DataType, column: str
+) -> None:
+    values = pa.array([b"ONE", b"caf\xe9", b"THREE"])
+    bad = values.view(pa.string()) if kind == pa.string() else values
+    columns = {"text": pa.array(["A", "B", "C"]), column: bad}
+    table = pa.table({"audio": pa.array([row["audio"] for row in ROWS[:3]]), **columns})
+    pq.write_table(table, tmp_path / "t.parquet")
+    corpus = read_corpus("parquet", root=tmp_path, train_parts=["t.parquet"], valid_parts=[])
+    items = list(corpus)
+    assert [type(item) for item in items] == [Utterance, Rejected, Utterance]
+    what = "transcript" if column == "text" else column
+    assert (items[1].source, items[1].reason) == ("t.parquet#1", f"{what} isn't UTF-8")
+    summary = write_manifest(corpus, tmp_path / "data", corpus="parquet", jobs=1)
+    assert (summary.utterances["train"], len(summary.rejected)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text": ["A", "B"]}, r"column text holds list<.*: string>, not text"),
+        ({"text": 5}, "column text holds int64, not text"),
+        ({"text": 0.5}, "column text holds double, not text"),
+        ({"id": [1]}, r"column id holds list<.*: int64>, not text"),
+        ({"speaker_id": {"a": 1}}, "column speaker_id holds struct<a: int64>, not text"),
+        ({"audio": {"bytes": [1], "path": "a"}}, r"column audio\.bytes holds list"),
+    ],
+)
+def test_columns_of_other_types_are_one_clear_error(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    write(tmp_path / "t.parquet", [{**ROWS[0], **fields}])
+    with pytest.raises(DataError, match=message):
+        ids(tmp_path, train_parts=["t.parquet"], valid_parts=[])
+
+
+def test_ids_used_again_in_another_part_are_told_apart(tmp_path: Path) -> None:
+    """As in data sets that number the rows of each part from 0."""
+    for part, first in (("train", 0), ("dev", 5)):
+        rows = [{**row, "id": str(n % 4)} for n, row in enumerate(ROWS[first : first + 5])]
+        write(tmp_path / part / "0.parquet", rows)
+    parts = {"train_parts": ["train"], "valid_parts": ["dev"]}
+    corpus = read_corpus("parquet", root=tmp_path, **parts)
+    summary = write_manifest(
+        corpus, tmp_path / "data", corpus="parquet", options=parts, jobs=1
+    )  # fmt: skip
+    rows = Manifest.read(tmp_path / "data").rows
+    names = ["0", "1", "2", "3"]
+    assert rows["id"].tolist() == [*names, *(f"dev/{name}" for name in names)]
+    assert [item["id"] for item in summary.rejected] == ["0", "dev/0"]
+    assert summary.warnings[:3] == [
+        "1 training utterance rejected: subsets are drawn from the rest, so they aren't those of "
+        "the whole corpus",
+        "4 duplicate ids in dev, which an earlier part has too: written dev/ID",
+        "2 duplicate ids, only the first utterance of each is kept: 0, dev/0",
+    ]
+
+
 def test_damaged_shards_are_one_clear_error(root: Path) -> None:
     shard = root / "clean/train.100/0001.parquet"
     data = shard.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -190,6 +191,70 @@ def test_room_is_looked_for_before_anything_is_decoded(
     with pytest.raises(DataError, match=r"packed audio takes 11\.2 KiB, 4\.9 KiB are free"):
         prepare(recipe(root), work)
     assert not work.audio.exists()
+
+
+def test_room_is_looked_for_where_data_is_made_anew(
+    root: Path, work: WorkFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old data stay until the new are whole; where nothing is to do, no room is needed."""
+    prepare(recipe(root), work)
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 5000)
+    assert prepare(recipe(root), work).outcome == "there already"
+    with pytest.raises(DataError, match=r"packed audio takes 11\.2 KiB, 4\.9 KiB are free"):
+        prepare(recipe(root, "data.subset_seed=1"), work)
+    assert Manifest.read(work.data).summary.subset_seed == 42
+
+
+def test_a_lying_header_does_not_fill_the_disk(root: Path, work: WorkFolder) -> None:
+    """A stream's FLAC of unknown length, and one of 2^36 samples: two rejected rows."""
+    for number, change in ((0, lambda byte: byte & 0xF0), (1, lambda byte: byte | 0x0F)):
+        path = root / f"train-clean-100/20/1/20-1-{number:04}.flac"
+        data = bytearray(path.read_bytes())
+        data[21], data[22:26] = change(data[21]), bytes([255 * number] * 4)
+        path.write_bytes(data)
+    line = next(line for line in plan_lines(recipe(root), work, ["prepare"]) if "size" in line)
+    assert "about 0.00 h in 4 utterances: data/ will take 6.2 KiB" in line
+    summary = prepare(recipe(root), work)
+    assert summary.utterances["train"] == 1
+    assert summary.reasons() == {
+        "its header doesn't say how long it is; encode it again": 1, "too large": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["root", "transcripts"])
+def test_a_path_that_is_not_utf_8_is_one_clear_error(
+    tmp_path: Path, work: WorkFolder, key: str
+) -> None:
+    bad = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.mkdir(bad)
+    options = recipe(None)
+    options = options.model_copy(update={"data": options.data.model_copy(update={key: bad})})
+    with pytest.raises(DataError, match=rf"data\.{key}: the path .*caf\\udce9 isn't UTF-8"):
+        prepare(options, work)
+    line = next(line for line in plan_lines(recipe(None), work, ["prepare"]) if "size" in line)
+    assert "not known" in line
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "corpus.png"])
+def test_a_disk_that_is_full_at_the_ends_is_one_clear_error(
+    root: Path, work: WorkFolder, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Before and after the data; the figure is whole or absent."""
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(DataError, match="can't be written: No space left on device") as caught:
+            prepare(recipe(root), work)
+    assert caught.value.exit_code == 3
+    assert not [path for path in work.root.rglob("*") if path.name.endswith((name, ".tmp"))]
+    prepare(recipe(root), work)
+    assert (work.data / "corpus.png").exists()
 
 
 def test_a_figure_of_any_script(tmp_path: Path) -> None:
