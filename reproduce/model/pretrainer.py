@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from reproduce.model.encoder import Encoder, EncoderConfig, EncoderOutput
 from reproduce.model.operations import dropout
+from reproduce.model.precision import full_precision
 from reproduce.model.quantizer import GumbelQuantizer
 from reproduce.objective.contrastive import contrastive
 from reproduce.objective.diversity import DiversityForm, diversity, perplexity
@@ -55,8 +56,9 @@ class PretrainingModel(nn.Module):
 
     The mathematics of transformers' ``Wav2Vec2ForPreTraining``, but only masked frames pass the
     last transformer layer and are quantized, projected and compared. Quantizer, similarities and
-    losses are computed in the parameters' precision even under autocast. The quantizer's weights
-    are drawn last, so that all other initial weights are the same for any number of codebooks.
+    losses are computed in the parameters' precision, without autocast and TF32. The quantizer's
+    weights are drawn last, so that all other initial weights are the same for any number of
+    codebooks.
 
     Args:
         encoder_config: the encoder's shape.
@@ -142,7 +144,7 @@ class PretrainingModel(nn.Module):
         if not torch.equal(drawn_from, mask):
             quantized = Frames(drawn_from, device)
             counted = masked.sent(mask[drawn_from])
-        with torch.autocast(device.type, enabled=False):
+        with full_precision(device):
             dtype = self.project_hid.weight.dtype
             quantizer_output = self.quantizer(
                 dropout(quantized.pick(encoded.extracted), self.dropout_features.p, self.training),

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
+from reproduce.model.precision import full_precision
+
 MAX_CODEBOOKS = 32
 
 
@@ -97,7 +99,7 @@ class GumbelQuantizer(nn.Module):
         Raises:
             ValueError: noise of a wrong shape.
         """
-        with torch.autocast(inputs.device.type, enabled=False):
+        with full_precision(inputs.device):
             logits = self.weight_proj(inputs.to(self.weight_proj.weight.dtype))
             logits = logits.view(-1, self.groups, self.entries)
             if self.training:
@@ -156,7 +158,7 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:  # type: ignore[override]
         flat, codebooks = ctx.saved_tensors
         gradient = gradient.view(len(gradient), len(codebooks), codebooks.shape[2])
-        with torch.autocast(gradient.device.type, enabled=False):
+        with full_precision(gradient.device):
             g_soft = (gradient.transpose(0, 1) @ codebooks.transpose(1, 2)).transpose(0, 1)
             g_entries = torch.zeros_like(codebooks).flatten(0, 1)
             g_entries.index_add_(0, flat.flatten(), gradient.flatten(0, 1))

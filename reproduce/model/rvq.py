@@ -31,6 +31,7 @@ from reproduce.model.codebook import (
     nearest,
     squared_norms,
 )
+from reproduce.model.precision import full_precision
 from reproduce.position import derive_seed
 
 SMOOTHING = 1e-5
@@ -159,7 +160,7 @@ class ResidualQuantizers(nn.Module):
         *,
         micro_batch: tuple[int, int] | None = None,
     ) -> QuantizedBank:
-        """Quantize features [B, F, D], in float32 (or the codebooks' own type) under autocast too.
+        """Quantize features [B, F, D] in the codebooks' precision, without autocast and TF32.
 
         In train mode the frames count for the codebooks: these move here (``ema="micro_batch"``),
         after the frames were quantized with the old ones, or in :meth:`apply_update`.
@@ -179,7 +180,7 @@ class ResidualQuantizers(nn.Module):
             micro_batch = (0, 1)
         if self.training and micro_batch is None and self.options.revive_below is not None:
             raise ValueError("reviving codes once an update needs micro_batch=(index, number)")
-        with torch.autocast(features.device.type, enabled=False), torch.no_grad():
+        with full_precision(features.device), torch.no_grad():
             valid = _valid(features, lengths)
             values = features.to(self.codebooks.dtype)
             frames = values.flatten(0, 1) if valid is None else values[valid]
@@ -291,6 +292,12 @@ class ResidualQuantizers(nn.Module):
         frames = features.to(self.codebooks)
         if len(frames) == 0:
             raise ValueError("no frames to start the codebooks from")
+        with full_precision(frames.device):
+            self._start(frames)
+        self.initialized.fill_(True)
+
+    def _start(self, frames: Tensor) -> None:
+        """k-means on frames [N, D], level by level."""
         residual = frames.expand(len(self.levels), -1, -1)
         for level, rows in enumerate(self._slices):
             residual = residual[: rows.stop - rows.start]
@@ -306,7 +313,6 @@ class ResidualQuantizers(nn.Module):
             self._normalize()
             book = self.codebooks[rows]
             residual = residual - lookup(book, nearest(residual, book))
-        self.initialized.fill_(True)
 
     def select(self, arms: Sequence[int]) -> ResidualQuantizers:
         """A bank of some of the arms, with copies of their state and of what is pending."""

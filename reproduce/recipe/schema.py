@@ -399,7 +399,12 @@ class Compute(Section):
     """On what and how exactly."""
 
     device: Literal["auto", "cpu", "cuda"] = key("auto", "device", "ours")
-    precision: Literal["float32", "tf32", "bf16"] = key("float32", "arithmetic", "as run")
+    precision: Literal["float32", "tf32", "bf16"] = key(
+        "float32",
+        "arithmetic of the encoder and the heads; quantizers, similarities and losses are computed "
+        "in float32",
+        "as run",
+    )
     threads: Count | None = key(None, "CPU threads; null: torch's choice", "ours")
     compile: bool = key(False, "torch.compile the encoder's transformer blocks", "ours")
 
