@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from reproduce.report.findings import findings
 from reproduce.report.headlines import headlines
 from reproduce.report.measured import STAGES, Work, read_work
 from reproduce.report.published import CHANCE, load_published
+from reproduce.report.scale import scale_of
 from reproduce.report.tables import Row, as_data, interval_data
 
 
@@ -52,7 +54,7 @@ def build_report(
         published_only: the published data alone; ``works`` is then empty.
 
     Raises:
-        UsageError: work folders with ``published_only``, or none without it.
+        UsageError: work folders with ``published_only``, or none without it; or one of them twice.
         DataError: a work folder doesn't exist or its recipe can't be read.
     """
     if published_only == bool(works):
@@ -60,11 +62,15 @@ def build_report(
             "a report is of work folders or of the published data alone",
             do="give a recipe or --work DIR, or --published without them",
         )
+    _refuse_twice(works)
     published = load_published()
     measured = named_apart([read_work(Path(work)) for work in works], works)
     as_run = load_recipe("as-run").model_dump() if measured else {}
+    scales = [scale_of(published, work, as_run) for work in measured]
     rows: dict[Stage, list[Row]] = {s: tables.rows(published, s, measured) for s in STAGES}
-    claims = [result for work in measured for result in judge(published, work)]
+    claims = [
+        result for work, scale in zip(measured, scales) for result in judge(published, work, scale)
+    ]
     if published_only:
         claims = published_claims(published)
 
@@ -83,10 +89,11 @@ def build_report(
     report = page.Report(
         published=published,
         works=measured,
+        scales=scales,
         tables=rows,
         claims=claims,
         figures=draw_all(published, measured, out),
-        headlines=headlines(published, measured, as_run),
+        headlines=headlines(published, measured, scales),
         findings=findings(published, measured),
         deviations=[item for work in measured for item in deviations(work, as_run)],
     )
@@ -96,15 +103,34 @@ def build_report(
     return ReportSummary(out / "index.html", data["contradicted"], data)
 
 
+def _refuse_twice(works: Sequence[Path]) -> None:
+    """Raises: UsageError: two of the paths lead to the same folder."""
+    resolved = [Path(work).resolve() for work in works]
+    for place, folder in enumerate(resolved):
+        if folder in resolved[:place]:
+            raise UsageError(
+                f"work folder given twice: as {works[resolved.index(folder)]} and {works[place]}",
+                do="give each folder once",
+            )
+
+
 def named_apart(works: Sequence[Work], folders: Sequence[Path]) -> list[Work]:
-    """Recipes of the same name get their folder's name beside it."""
+    """Works under names that no two share: the report tells them apart by name.
+
+    Recipes of the same name get their folder's name beside it, and where that is the same too,
+    their place in the order given.
+    """
     names = [work.name for work in works]
-    return [
-        replace(work, name=f"{work.name} ({Path(folder).resolve().name})")
-        if names.count(work.name) > 1
-        else work
-        for work, folder in zip(works, folders)
-    ]
+    beside = [Path(folder).resolve().name for folder in folders]
+    places = [str(place) for place, _ in enumerate(works, 1)]
+    for labels in chain([beside], repeat(places)):
+        if len(set(names)) == len(names):
+            break
+        names = [
+            f"{name} ({label})" if names.count(name) > 1 else name
+            for name, label in zip(names, labels)
+        ]
+    return [replace(work, name=name) for work, name in zip(works, names)]
 
 
 def _data(report: page.Report) -> dict[str, Any]:
@@ -127,7 +153,7 @@ def _data(report: page.Report) -> dict[str, Any]:
                 "run": run.folder.name,
                 "status": run.status,
                 "outcome": run.outcome,
-                "problem": run.problem,
+                "problem": "; ".join(filter(None, (run.suspect, run.problem))),
             }
             for work in report.works
             for run in work.runs.values()
@@ -151,6 +177,9 @@ def _claim_data(result: ClaimResult) -> dict[str, Any]:
                 **interval_data(part.interval),
                 "verdict": part.verdict,
                 "seeds_needed": part.needed,
+                "never_reached": part.never,
+                "doubt": part.doubt,
+                "training_windows": interval_data(part.beside) if part.beside else None,
             }
             for part in result.parts
         ],

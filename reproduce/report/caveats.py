@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from reproduce.records import AT_CHANCE_MARGIN, Stage
 from reproduce.report.measured import Run, Work, flatten
 from reproduce.report.published import Claim
 
-OUTCOMES = {
-    "at_chance": "at chance",
-    "all_blank": "all blank",
-    "collapsed": "collapsed",
-    "diverged": "diverged",
-}
+OUTCOMES = {"at_chance": "at chance", "all_blank": "all blank", "collapsed": "collapsed"}
 KNOWS_NOTHING: dict[Stage, str] = {
     "pretrain": "at or above chance",
     "finetune": "all blank or with a word error rate of 1 or more",
@@ -23,32 +18,41 @@ KNOWS_NOTHING: dict[Stage, str] = {
 
 def caveat(work: Work, stage: Stage, arm: str) -> str:
     """What the outcomes of an arm's runs say, and which runs its numbers lack."""
-    runs, missing = work.of(stage, arm), work.missing(stage, arm)
-    if not runs:
-        if arm not in work.planned_arms(stage):
-            return "not in the recipe"
-        return "no run yet"
-    counts = Counter(what for run in runs for what in run_caveats(run))
-    if missing:
-        counts["missing"] = len(missing)
-    total = len(runs) + len(missing)
-    found = [
-        what if count == total else f"{count} of {total} {what}" for what, count in counts.items()
-    ]
-    return "; ".join([*found, *_mixed([run for run in runs if run.counted], settings=True)])
+    mixed = _mixed(work.counted(stage, arm), settings=True)
+    return "; ".join([*_told(work, stage, arm, run_caveats), *mixed])
 
 
 def claim_caveat(claim: Claim, work: Work) -> str:
-    """Whether the runs behind a claim know anything at all; empty if they all do."""
+    """Which runs a claim lacks, and whether those it has know anything; empty if all is well."""
     found = []
     for stage in dict.fromkeys(part.stage for part in claim.parts):
-        arms = dict.fromkeys(arm for part in claim.parts for arm in part.arms)
+        parts = [part for part in claim.parts if part.stage == stage]
+        arms = list(dict.fromkeys(arm for part in parts for arm in part.arms))
+        lost: dict[str, list[str]] = {}
+        for arm in arms:
+            for text in _told(work, stage, arm, why_lost):
+                lost.setdefault(text, []).append(arm)
+        found += [text if of == arms else f"{', '.join(of)}: {text}" for text, of in lost.items()]
         runs = [run for arm in arms for run in work.counted(stage, arm)]
         if ignorant := sum(map(knows_nothing, runs)):
             which = f"all {len(runs)}" if ignorant == len(runs) else f"{ignorant} of {len(runs)}"
             found.append(f"{which} runs end {KNOWS_NOTHING[stage]}")
         found += _mixed(runs)
     return "; ".join(found)
+
+
+def _told(work: Work, stage: Stage, arm: str, of_run: Callable[[Run], Sequence[str]]) -> list[str]:
+    """What there is to say of an arm's runs, each with how many of them it concerns."""
+    runs, missing = work.of(stage, arm), work.missing(stage, arm)
+    if not runs:
+        return ["no run yet" if arm in work.planned_arms(stage) else "not in the recipe"]
+    counts = Counter(what for run in runs for what in of_run(run))
+    if missing:
+        counts["missing"] = len(missing)
+    total = len(runs) + len(missing)
+    return [
+        what if count == total else f"{count} of {total} {what}" for what, count in counts.items()
+    ]
 
 
 def knows_nothing(run: Run) -> bool:
@@ -85,12 +89,23 @@ def _mixed(runs: Sequence[Run], *, settings: bool = False) -> list[str]:
             if len(found) > 1]  # fmt: skip
 
 
+def why_lost(run: Run) -> list[str]:
+    """Why a run's loss is in no number or claim; empty if it is."""
+    if run.status != "finished":
+        return ["diverged" if run.outcome == "diverged" else run.status]
+    found = ["diverged"] if run.outcome == "diverged" else []
+    if run.suspect:
+        found.append(run.suspect)
+    if run.counted and (lost := run.without_loss):
+        names = " and ".join({"train": "training", "valid": "validation"}[split] for split in lost)
+        found.append(f"without a finite {names} loss")
+    return found
+
+
 def run_caveats(run: Run) -> list[str]:
     """What there is to say of one run; empty if it finished and all is well."""
-    found = []
-    if run.status != "finished":
-        found.append("diverged" if run.outcome == "diverged" else run.status)
-    else:
+    found = why_lost(run)
+    if run.counted:
         if run.outcome in OUTCOMES:
             found.append(OUTCOMES[run.outcome])
         if run.folder.stage == "pretrain" and above_chance(run):

@@ -23,7 +23,7 @@ def deviations(work: Work, as_run: Mapping[str, Any]) -> list[Deviation]:
     """Keys of a resolved recipe that differ from those of the resolved ``as-run``.
 
     Names, places on the machine and what can't change a number are left out; so are keys that only
-    one of the two has, but for arms.
+    one of the two has, but for arms. ``log_every`` stays: it is the training window's length.
     """
     theirs, ours = dict(flatten(as_run)), dict(flatten(work.recipe))
     found = []
@@ -40,9 +40,9 @@ def deviations(work: Work, as_run: Mapping[str, Any]) -> list[Deviation]:
 
 
 _NOT_COMPARED = (
-    "name", "description", "data.root", "data.jobs", "data.transcripts", "compute.device",
+    "name", "description", "data.root", "data.jobs", "data.transcripts", "data.download",
+    "compute.device",
     "compute.threads", "compute.compile", "pretrain.checkpoint_every", "finetune.checkpoint_every",
-    "pretrain.log_every", "finetune.log_every",
 )  # fmt: skip
 
 

@@ -31,7 +31,14 @@ from reproduce.report.code_panels import (
     draw_usage,
 )
 from reproduce.report.measured import Work
-from reproduce.report.panels import Panel, against_codebooks, against_levels, draw_curves
+from reproduce.report.panels import (
+    LEAVES,
+    UNFINISHED,
+    Panel,
+    against_codebooks,
+    against_levels,
+    draw_curves,
+)
 from reproduce.report.published import Published
 from reproduce.report.style import GREY, STYLE
 
@@ -39,7 +46,7 @@ DPI = 110
 TITLE_WIDTH = 44
 """Letters of a panel's title a line."""
 LAST_IN_LEGEND = (
-    "first", "last", "by accident", "measured", "range over seeds", "unfinished or failed run",
+    "first", "last", "by accident", "measured", "range over seeds", UNFINISHED, LEAVES,
 )  # fmt: skip
 LOG_FROM = 3.0
 """A loss axis is logarithmic if its largest value is this many times the smallest."""
@@ -217,12 +224,15 @@ def _figure(works: Sequence[Work], plan: Plan) -> Figure:
         wrapped = textwrap.wrap(title, TITLE_WIDTH)
         title_lines = max(title_lines, len(wrapped))
         axes.set_title("\n".join(wrapped))
+        panel.settle()
         if not panel.heights:
             _empty(axes)
         panels.append(panel)
     for axes in grid[len(sources) :]:
         axes.set_visible(False)
     _limits(panels, plan)
+    for panel in panels:
+        panel.mark_leaving()
     for axes in grid[::columns]:
         axes.set_ylabel(plan.unit)
     legend: dict[str, Line2D | Patch] = {}

@@ -9,8 +9,9 @@ import numpy as np
 
 from reproduce.records import AT_CHANCE_MARGIN, Stage
 from reproduce.report.deviations import as_number
-from reproduce.report.measured import Run, Work, icsl_of, levels_of
+from reproduce.report.measured import LOSS, Run, Work, codebooks_of, icsl_of, levels_of
 from reproduce.report.published import CHANCE, NEGATIVES, Published
+from reproduce.report.statistics import area, updates_to_reach
 
 MASKED_BY_WAV2VEC2 = 0.49
 """Share of frames that mask probability 0.65 and span length 10 hide (Baevski et al. 2020)."""
@@ -74,41 +75,41 @@ def _chance(published: Published, work: Work) -> str:
 
 
 def _mask(published: Published, work: Work) -> str:
-    values = _means(work, "pretrain", "train", "mask_fraction")
-    if not values:
+    curves = [run.curve("train", "mask_fraction") for run in _counted(work, "pretrain")]
+    values = np.concatenate([100 * curve.values for curve in curves] or [np.empty(0)])
+    if not len(values):
         return ""
-    mean = float(np.mean(values))
+    mean = np.mean([100 * curve.values.mean() for curve in curves if len(curve)])
+    apart = _range(list(values), ".1f")
     return (
-        f"{100 * mean:.1f} % of the frames are masked in training, {mean / MASKED_BY_WAV2VEC2:.2f} "
-        f"of wav2vec 2.0's {100 * MASKED_BY_WAV2VEC2:.0f} %."
+        f"{mean:.1f} % of the frames are masked in training, {mean / 100 / MASKED_BY_WAV2VEC2:.2f} "
+        f"of wav2vec 2.0's {100 * MASKED_BY_WAV2VEC2:.0f} %"
+        + (f"; {apart} % from one logged window to another." if "to" in apart else ".")
     )
 
 
 def _icsl(published: Published, work: Work) -> str:
-    runs = [
-        run
-        for run in _counted(work, "pretrain")
-        if len(weight := run.curve("train", "icsl_effective_weight")) and weight.values.max() > 0
-    ]
-    if not runs:
+    """Weight, share of the gradient and change of ICSL, by number of codebooks."""
+    groups: dict[int, list[Run]] = {}
+    for arm in work.arms("pretrain"):
+        size = codebooks_of(arm, work.overrides("pretrain", arm)) or 0
+        for run in work.counted("pretrain", arm):
+            weight = run.curve("train", "icsl_effective_weight")
+            if len(weight) and weight.values.max() > 0:
+                groups.setdefault(size, []).append(run)
+    texts = []
+    for size, runs in sorted(groups.items()):
+        weights = [run.curve("train", "icsl_effective_weight").values for run in runs]
+        text = f"{_range(list(np.concatenate(weights)), '.2g')} with {size or 'unknown'} codebooks"
+        if shares := _run_means(runs, "train", "icsl_gradient_share"):
+            percent = _range([100 * share for share in shares], ".2g")
+            text += f", sending {percent} % of the codebooks' gradient norm"
+        if ends := _first_last(runs, "train", "icsl"):
+            text += f", its value going from {ends[0]:.4f} to {ends[1]:.4f}"
+        texts.append(text)
+    if not texts:
         return ""
-    text = (
-        "The weight of ICSL beside the mean loss per frame, averaged over a run, is "
-        f"{_range(_run_means(runs, 'train', 'icsl_effective_weight'), '.2g')}"
-    )
-    if shares := _run_means(runs, "train", "icsl_gradient_share"):
-        text += (
-            f"; it sends {_range([100 * share for share in shares], '.2g')} % of the codebooks' "
-        )
-        text += "gradient norm"
-    moves = [
-        curve.values[-1] - curve.values[0]
-        for run in runs
-        if len(curve := run.curve("train", "icsl")) > 1
-    ]
-    if moves:
-        text += f"; its value changed by {_range(moves, '+.4f')} from the first to the last window"
-    return text + "."
+    return f"Its weight beside the mean loss per frame is {'; '.join(texts)}."
 
 
 def _use(published: Published, work: Work) -> str:
@@ -219,13 +220,15 @@ def _rate(work: Work, stage: Stage) -> str:
     if not runs:
         return ""
     rates = [run.curve("train", "learning_rate") for run in runs]
-    peak, last = max(rate.values.max() for rate in rates), max(rate.values[-1] for rate in rates)
+    peak = max(rate.values.max() for rate in rates)
+    longest = max(rates, key=lambda rate: rate.updates[-1])
+    last, end = longest.values[-1], longest.updates[-1]
     section = work.recipe.get(stage)
     optimizer = section.get("optimizer") if isinstance(section, Mapping) else None
     planned = as_number(optimizer.get("learning_rate")) if isinstance(optimizer, Mapping) else None
     text = f"The learning rate reached {peak:.3g}"
     text += f", {peak / planned:.2f} of the recipe's {planned:.3g}," if planned else ""
-    return f"{text} and was {last:.3g} at the last logged update ({rates[0].updates[-1]:.0f})."
+    return f"{text} and was {last:.3g} at the last logged update ({end:.0f})."
 
 
 _STATEMENTS: tuple[tuple[Stage, str, Callable[[Published, Work], str]], ...] = (
@@ -250,10 +253,27 @@ def diagnostics(work: Work, stage: Stage) -> tuple[list[str], list[list[str]]]:
     """
     arms = [arm for arm in work.arms(stage) if work.counted(stage, arm)]
     columns = [(heading, [show(work.counted(stage, arm)) for arm in arms])
-               for heading, show in _DIAGNOSTICS[stage]]  # fmt: skip
+               for heading, show in (*_speed(work, stage, arms), *_DIAGNOSTICS[stage])]  # fmt: skip
     columns = [(heading, cells) for heading, cells in columns if any(cells)]
     rows = [[arm, *(cells[k] for _, cells in columns)] for k, arm in enumerate(arms)]
     return ["arm", *(heading for heading, _ in columns)], rows
+
+
+def _speed(work: Work, stage: Stage, arms: Sequence[str]) -> list[tuple[str, Show]]:
+    """How fast arms learn: area under their curves, and updates to a loss that all runs reach.
+
+    That loss is the final one of the run that ends highest.
+    """
+    loss = LOSS[stage]
+    finals = [value for arm in arms for value in work.values(stage, arm, "valid", loss)]
+    columns = [
+        (f"area under the {name} curve / its width", _height(split, loss))
+        for name, split in (("training", "train"), ("validation", "valid"))
+    ]
+    if finals:
+        level = max(finals)
+        columns.append((f"updates to a validation loss of {level:.4g}", _reach(loss, level)))
+    return columns
 
 
 Show = Callable[[Sequence[Run]], str]
@@ -263,6 +283,28 @@ def _mean(split: str, column: str, form: str, factor: float = 1.0) -> Show:
     def show(runs: Sequence[Run]) -> str:
         values = _run_means(runs, split, column)
         return f"{factor * float(np.mean(values)):{form}}" if values else ""
+
+    return show
+
+
+def _height(split: str, column: str) -> Show:
+    """The area under a curve divided by its width, in nats."""
+
+    def show(runs: Sequence[Run]) -> str:
+        curves = [curve for run in runs if len(curve := run.curve(split, column)) > 1]
+        heights = [area(curve, curve.updates[0], curve.updates[-1]) for curve in curves]
+        return f"{np.mean(heights):.4f}" if heights else ""
+
+    return show
+
+
+def _reach(column: str, level: float) -> Show:
+    """Updates to a validation loss, averaged over runs."""
+
+    def show(runs: Sequence[Run]) -> str:
+        updates = [updates_to_reach(run.curve("valid", column), level) for run in runs]
+        there = [update for update in updates if np.isfinite(update)]
+        return f"{np.mean(there):.0f}" if there else ""
 
     return show
 

@@ -6,33 +6,30 @@ Every number is computed from the published data, the recipe or the logs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from reproduce.records import AT_CHANCE_MARGIN, Stage
 from reproduce.report.findings import Finding
-from reproduce.report.measured import LOSS, STAGES, Work, flatten
-from reproduce.report.published import CHANCE, Published
-from reproduce.report.statistics import FEWEST_SEEDS, t_quantile
+from reproduce.report.measured import LOSS, STAGES, Work
+from reproduce.report.published import CHANCE, PRINTED_SPLIT, Published
+from reproduce.report.scale import STAGE_NAMES, Scale
+from reproduce.report.statistics import CONFIDENCE, FEWEST_SEEDS
 
-STAGE_NAMES: dict[Stage, str] = {"pretrain": "pretraining", "finetune": "fine-tuning"}
 DIGITS: dict[Stage, int] = {"pretrain": 4, "finetune": 2}
-FAR_TOO_SMALL = 0.25
-"""Runs of fewer than this share of the study's updates say nothing about its claims."""
 LAST_POINTS = 6
 """How many of a published curve's last points show what it moves by from one to the next."""
 
 
 def headlines(
-    published: Published, works: Sequence[Work], as_run: Mapping[str, Any]
+    published: Published, works: Sequence[Work], scales: Sequence[Scale]
 ) -> list[Finding]:
     """Of the published data, then of each recipe: noise by stage, and size if that is telling."""
     found = [Finding(stage, "", "noise", published_noise(published, stage)) for stage in STAGES]
-    for work in works:
-        if text := size(published, work, as_run):
-            found.append(Finding("pretrain", work.name, "size", text))
+    for work, scale in zip(works, scales, strict=True):
+        if scale.text:
+            found.append(Finding("pretrain", work.name, "size", scale.text))
         for stage in STAGES:
             if work.arms(stage):
                 text = measured_noise(published, work, stage)
@@ -46,7 +43,7 @@ def published_noise(published: Published, stage: Stage) -> str:
     moves = {
         arm: float(np.abs(np.diff(curve.values[-LAST_POINTS:])).max())
         for (of, split, arm), curve in published.curves.items()
-        if (of, split) == (stage, "valid" if stage == "pretrain" else "train")
+        if (of, split) == (stage, PRINTED_SPLIT[stage])
     }
     digits, steps = DIGITS[stage], _steps(published, stage)
     restless = max(moves.values())
@@ -71,57 +68,46 @@ def published_noise(published: Published, stage: Stage) -> str:
 
 
 def measured_noise(published: Published, work: Work, stage: Stage) -> str:
-    """The published differences against what two runs of one arm differ by in this recipe."""
+    """The published differences against what seeds alone make in this recipe.
+
+    Highest and lowest of a table's k values are compared, so with what the highest and the lowest
+    of k runs of one arm differ by: the studentized range (Tukey).
+    """
     high, low = _ends(published, stage)
-    digits, split = DIGITS[stage], "valid" if stage == "pretrain" else "train"
+    digits, split = DIGITS[stage], PRINTED_SPLIT[stage]
     question = f"Is {low:.{digits}f} against {high:.{digits}f} more than noise?"
     groups = [work.values(stage, arm, split, LOSS[stage]) for arm in work.arms(stage)]
     groups = [group for group in groups if len(group) >= FEWEST_SEEDS]
     if not groups:
         return f"{question} Not known from here: no arm has {FEWEST_SEEDS} finished seeds."
-    freedom = sum(len(group) - 1 for group in groups)
-    pooled = math.sqrt(sum(float(np.var(group)) * len(group) for group in groups) / freedom)
-    noise = t_quantile(freedom + 1) * pooled * math.sqrt(2)
-    steps = _steps(published, stage)
+    rows, steps = len(_tabled(published, stage)), _steps(published, stage)
+    noise, pooled, freedom = range_by_accident(groups, rows)
     answer = "Yes, more" if high - low > noise else "No"
     return (
-        f"{question} {answer}, by the spread over seeds measured here: two runs of one arm "
-        f"differ by up to {noise:.2g} nats in 95 % of cases (standard deviation {pooled:.2g}, "
-        f"{freedom} degrees of freedom), the published pair by {high - low:.{digits}f}. Of the "
-        f"table's {len(steps)} steps from one value to the next ({_list(steps, digits)}), "
-        f"{sum(step > noise for step in steps) or 'none'} exceed that."
+        f"{question} {answer}, by the spread over seeds measured here: the highest and the lowest "
+        f"of {rows} runs of one arm, as many as the table has rows, differ by up to {noise:.2g} "
+        f"nats in 95 % of cases (studentized range; standard deviation {pooled:.2g}, {freedom} "
+        f"degrees of freedom), the published pair by {high - low:.{digits}f}. Of the table's "
+        f"{len(steps)} steps from one value to the next ({_list(steps, digits)}), above that: "
+        f"{sum(step > noise for step in steps) or 'none'}."
     )
 
 
-def size(published: Published, work: Work, as_run: Mapping[str, Any]) -> str:
-    """How many updates a recipe's runs made of those in the study's logs, and its model's size."""
-    parts, share = [], 1.0
-    for stage in STAGES:
-        logged = max(c.updates[-1] for (of, _, _), c in published.curves.items() if of == stage)
-        reached = [
-            updates[-1]
-            for (of, _, _), run in work.runs.items()
-            if of == stage and run.counted and len(updates := run.column("train", "update"))
-        ]
-        if not reached:
-            continue
-        share = min(share, max(reached) / logged)
-        parts.append(
-            f"{STAGE_NAMES[stage]} made {max(reached):.0f} updates where the study's logs reach "
-            f"{logged:.0f} ({100 * max(reached) / logged:.2g} %)"
-        )
-    if not parts or share >= FAR_TOO_SMALL:
-        return ""
-    theirs, ours = dict(flatten(as_run)), dict(flatten(work.recipe))
-    parts += [
-        f"the model's {name} {ours[key]}, not {theirs[key]}"
-        for key, name in (("model.width", "width is"), ("model.layers", "number of layers is"))
-        if key in ours and key in theirs and ours[key] != theirs[key]
-    ]
-    text = "; ".join(parts)
-    return (
-        f"Far too small to test the study: {text}. Its verdicts show that the chain runs, no more."
-    )
+def range_by_accident(groups: Sequence[Sequence[float]], count: int) -> tuple[float, float, int]:
+    """What the range of ``count`` like values stays under in 95 % of cases.
+
+    Args:
+        groups: runs of each arm, two or more an arm; their spread within arms is pooled.
+        count: how many values the range is of.
+
+    Returns:
+        The range, the pooled standard deviation and its degrees of freedom.
+    """
+    from scipy.stats import studentized_range  # takes a second to import
+
+    freedom = sum(len(group) - 1 for group in groups)
+    pooled = math.sqrt(sum(float(np.var(group)) * len(group) for group in groups) / freedom)
+    return float(studentized_range.ppf(CONFIDENCE, count, freedom)) * pooled, pooled, freedom
 
 
 def _ends(published: Published, stage: Stage) -> tuple[float, float]:

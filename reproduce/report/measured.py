@@ -7,9 +7,10 @@ after a continuation); it never invents a value.
 from __future__ import annotations
 
 import io
+import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -22,6 +23,7 @@ import yaml
 from reproduce.errors import DataError
 from reproduce.records import METRIC_COLUMNS, RunFolder, RunRecord, Stage, WorkFolder
 from reproduce.report.codes import Codes, read_codes
+from reproduce.report.privacy import without_paths
 from reproduce.report.statistics import Curve, Floats
 
 LOSS: dict[Stage, str] = {"pretrain": "contrastive_loss", "finetune": "ctc_loss"}
@@ -34,13 +36,17 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its record if there is one, its metrics as far as they can be read."""
+    """One run: its record if there is one, its metrics as far as they can be read.
+
+    ``suspect`` says why it can't be the run that its folder's name says, if so: it isn't counted.
+    """
 
     folder: RunFolder
     record: RunRecord | None
     metrics: dict[str, Columns]
     """split -> column -> values [N]; NaN where nothing was measured."""
     problem: str = ""
+    suspect: str = ""
 
     @property
     def status(self) -> str:
@@ -57,8 +63,14 @@ class Run:
 
     @property
     def counted(self) -> bool:
-        """Whether tables and claims use it: it is finished and its loss is finite."""
-        return self.status == "finished" and self.outcome != "diverged"
+        """Whether tables and claims use it: finished, not diverged, and the run it says it is."""
+        return self.status == "finished" and self.outcome != "diverged" and not self.suspect
+
+    @property
+    def without_loss(self) -> list[str]:
+        """The splits, ``train`` or ``valid``, whose last loss is missing or not finite."""
+        loss = LOSS[self.folder.stage]
+        return [split for split in ("train", "valid") if self.final(split, loss) is None]
 
     def final(self, split: str, column: str) -> float | None:
         """The last value, as the record has it, or else the last row of the metrics."""
@@ -81,11 +93,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Work:
-    """A work folder. As a source of claims its counted runs are the seeds."""
+    """A work folder. As a source of claims its counted runs are the seeds.
+
+    ``name`` is unique among the works of a report; ``data`` is what ``data/summary.json`` holds.
+    """
 
     name: str
     recipe: Mapping[str, Any]
     runs: dict[tuple[Stage, str, int], Run]
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def seeds_planned(self) -> list[int]:
@@ -137,8 +153,10 @@ class Work:
             if run.final("valid", LOSS[stage]) is not None
         }
 
-    def final(self, stage: Stage, arm: str, seed: int, *, series: bool = False) -> float | None:
-        return self.runs[stage, arm, seed].final("valid", LOSS[stage])
+    def final(
+        self, stage: Stage, split: str, arm: str, seed: int, *, series: bool = False
+    ) -> float | None:
+        return self.runs[stage, arm, seed].final(split, LOSS[stage])
 
     def curve(self, stage: Stage, split: str, arm: str, seed: int) -> Curve | None:
         return self.runs[stage, arm, seed].curve(split, LOSS[stage])
@@ -173,28 +191,55 @@ def read_work(root: Path) -> Work:
             do="give the folder that holds recipe.yaml, pretrain/ and finetune/",
         )
     name = recipe.get("name")
-    runs = {
-        (stage, run.arm, run.seed): read_run(run) for stage in STAGES for run in folder.runs(stage)
-    }
-    return Work(
-        name if isinstance(name, str) and name else folder.root.resolve().name, recipe, runs
-    )
+    if not isinstance(name, str) or not name:
+        name = folder.root.resolve().name
+    runs = [
+        run
+        for stage in STAGES
+        for run in _without_copies(read_run(found) for found in folder.runs(stage))
+    ]
+    by_name = {(run.folder.stage, run.folder.arm, run.folder.seed): run for run in runs}
+    return Work(without_paths(name), recipe, by_name, _read_json(folder.summary))
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object; empty if the file isn't there or holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _without_copies(runs: Iterable[Run]) -> Iterator[Run]:
+    """Runs; one whose losses are another seed's to the last digit is a copied folder: suspect."""
+    seen: set[tuple[str, bytes]] = set()
+    for run in runs:
+        curves = (run.curve(split, LOSS[run.folder.stage]) for split in ("train", "valid"))
+        arrays = [array for curve in curves for array in (curve.updates, curve.values)]
+        key = (run.folder.arm, b"|".join(array.tobytes() for array in arrays))
+        known = key in seen
+        if any(map(len, arrays)):
+            seen.add(key)
+        yield replace(run, suspect="identical to another seed") if known else run
 
 
 def read_run(folder: RunFolder) -> Run:
     """Read one run folder, whatever state it is in."""
-    record, problem = None, ""
+    record, problem, suspect = None, "", ""
     if folder.record.is_file():
         try:
             record = RunRecord.read(folder.record)
             _check(record)
+            if (record.arm, record.seed) != (folder.arm, folder.seed):
+                suspect = f"with the run.json of {record.arm}/seed-{record.seed}"
         except (ValueError, TypeError, AttributeError):
             record, problem = None, "run.json can't be read"
     try:
         metrics = read_metrics(folder.metrics, folder.stage)
     except (ValueError, OSError):
         metrics, problem = {}, "metrics.csv can't be read"
-    return Run(folder, record, metrics, problem)
+    return Run(folder, record, metrics, problem, suspect)
 
 
 def _check(record: RunRecord) -> None:
@@ -203,6 +248,8 @@ def _check(record: RunRecord) -> None:
         (str, (record.status, record.outcome, record.reason, record.device, record.precision,
                record.started, record.ended or "", record.git or "", record.recipe_sha256,
                record.manifest_sha256)),
+        (list, (record.bank,)),
+        (str, tuple(record.bank)),
         (dict, (record.final, *record.final.values(), record.versions, record.settings)),
         (Real, (record.wall_seconds, record.updates_planned, record.world_size)),
         (Real, tuple(v or 0 for row in record.final.values() for v in row.values())),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import re
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -13,20 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
-from reproduce.records import Stage
+from reproduce.records import RunRecord, Stage
 from reproduce.report.caveats import run_caveats
-from reproduce.report.claims import ClaimResult, PartResult
+from reproduce.report.claims import FALSE_ANYWHERE, FALSE_VERDICTS, ClaimResult, PartResult
 from reproduce.report.deviations import Deviation
 from reproduce.report.figures import Drawn
 from reproduce.report.findings import Finding, diagnostics
-from reproduce.report.headlines import STAGE_NAMES
 from reproduce.report.measured import LOSS, STAGES, Run, Work
+from reproduce.report.privacy import without_paths
 from reproduce.report.published import CHANCE, Published
-from reproduce.report.statistics import MOST_SEEDS, Interval
-from reproduce.report.tables import Row, expectation, interval_cells, part_cells, rounded
+from reproduce.report.scale import STAGE_NAMES, Scale
+from reproduce.report.statistics import CONFIDENCE, FEWEST_SEEDS, MOST_SEEDS, Interval
+from reproduce.report.tables import (
+    Row,
+    expectation,
+    interval_cells,
+    part_cells,
+    rounded,
+    training_windows,
+)
 
 _NUMBER_ORDER = ("reproduced", "differs", "inconclusive", "too few seeds", "not measured")
+
+_OUT_OF_REACH = f"over {MOST_SEEDS}"
+_FEWEST = f"{FEWEST_SEEDS} needed"
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Report:
 
     published: Published
     works: Sequence[Work]
+    scales: Sequence[Scale]
     tables: dict[Stage, list[Row]]
     claims: Sequence[ClaimResult]
     figures: Sequence[Drawn]
@@ -47,6 +60,7 @@ def render(report: Report) -> str:
     """The report as one self-contained HTML document."""
     environment = jinja2.Environment(
         autoescape=True,
+        finalize=_private,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -57,7 +71,9 @@ def render(report: Report) -> str:
         chance=f"{CHANCE:.4f}",
         gap=f"{report.published.chance_gap:.4f}",
         recipes=[work.name for work in report.works],
-        summaries=[_summary(report, work) for work in report.works],
+        summaries=[_summary(report, *item) for item in zip(report.works, report.scales)],
+        rates=_rates(report.published),
+        fewest=FEWEST_SEEDS,
         several=len(report.works) > 1,
         overview=_overview(report),
         headlines=[headline.text for headline in report.headlines if not headline.recipe],
@@ -73,7 +89,7 @@ def render(report: Report) -> str:
             {
                 "title": figure.title,
                 "caption": figure.caption,
-                "data": base64.b64encode(figure.png).decode("ascii"),
+                "data": Markup(base64.b64encode(figure.png).decode("ascii")),
             }
             for figure in report.figures
         ],
@@ -97,11 +113,30 @@ def render(report: Report) -> str:
     )
 
 
+def _private(value: Any) -> Any:
+    """Every text the page shows, but markup, without places on the machine."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return without_paths(value)
+    return value
+
+
+def _rates(published: Published) -> dict[str, str]:
+    """False verdicts by accident, in per cent: of one number, of all; of one claim, of all."""
+    numbers = len(published.numbers)
+    return {
+        "number": f"{100 * (1 - CONFIDENCE):.0f}",
+        "numbers": str(numbers),
+        "any_number": f"{100 * (1 - CONFIDENCE**numbers):.0f}",
+        "claim": " to ".join(f"{100 * share:.0f}" for share in FALSE_VERDICTS),
+        "any_claim": f"{100 * FALSE_ANYWHERE:.0f}",
+    }
+
+
 def _by_recipe(items: Iterable[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
     return [(recipe, list(group)) for recipe, group in groupby(items, itemgetter("recipe"))]
 
 
-def _summary(report: Report, work: Work) -> dict[str, Any]:
+def _summary(report: Report, work: Work, scale: Scale) -> dict[str, Any]:
     """What the top of the page says about one recipe."""
     numbers = []
     for stage in STAGES:
@@ -112,14 +147,25 @@ def _summary(report: Report, work: Work) -> dict[str, Any]:
                 "stage": STAGE_NAMES[stage],
                 "total": len(rows),
                 "counts": [(v, counts[v]) for v in _NUMBER_ORDER if counts[v]],
+                "by_accident": _by_accident(rows),
                 "caveats": _caveats(work, stage),
             }
         )
     return {
         "recipe": work.name,
+        "data": scale.data,
         "numbers": numbers,
         "headlines": [h.text for h in report.headlines if h.recipe == work.name],
     }
+
+
+def _by_accident(rows: Sequence[Row]) -> str:
+    """How many of the judged numbers would differ if the study reproduced to perfection."""
+    judged = sum(row.judged.enough for row in rows)
+    if not judged:
+        return ""
+    expected = (1 - CONFIDENCE) * judged
+    return f"of a perfect reproduction about {expected:.1f} of {judged} would differ by accident"
 
 
 def _overview(report: Report) -> list[dict[str, Any]]:
@@ -158,6 +204,8 @@ def _spread(interval: Interval, stage: Stage) -> str:
 
 
 def _needed(row: Row) -> str:
+    if row.verdict == "too few seeds":
+        return _FEWEST
     if row.verdict != "inconclusive":
         return ""
     return f"narrow enough from {row.needed} seeds" if row.needed else "spread exceeds the margin"
@@ -233,15 +281,15 @@ def _claim(result: ClaimResult) -> dict[str, Any]:
 
 def _part(result: PartResult) -> dict[str, Any]:
     published, measured, low, high, seeds = part_cells(result)
-    needed = ""
-    if result.verdict == "inconclusive":
-        needed = (
-            f"to decide: about {result.needed} seeds"
-            if result.needed
-            else f"to decide: over {MOST_SEEDS} seeds"
-        )
+    needed, windows = result.doubt, training_windows(result)
+    if result.verdict == "too few seeds":
+        needed = needed or _FEWEST
+    elif result.verdict == "inconclusive" and not needed:
+        needed = f"to decide: {f'about {result.needed}' if result.needed else _OUT_OF_REACH} seeds"
     return {
         "text": expectation(result),
+        "published_note": "training windows" if result.of_training_windows else "",
+        "measured_note": f"training windows: {windows}" if windows else "",
         "unit": result.unit,
         "published": published,
         "measured": f"{measured} [{low}, {high}]" if low else measured,
@@ -265,13 +313,10 @@ def _provenance(work: Work) -> dict[str, Any]:
         "recipe of each arm (sha256)": {record.recipe_sha256[:8] for record in records},
         "began": {min((r.started for r in records if r.started), default="")},
         "ended": {max((r.ended for r in records if r.ended), default="")},
-        "active time": {_hours(sum(record.wall_seconds for record in records))},
-        "audio trained on": {_hours(sum(_audio_seconds(run) for run in runs))},
+        f"wall time{_of_one_process(records)}": {_hours(_once_a_bank(runs, _wall_seconds))},
+        "audio trained on": {_hours(_once_a_bank(runs, _audio_seconds))},
     }
-    shown = {
-        key: without_paths(", ".join(sorted(value for value in values if value)))
-        for key, values in facts.items()
-    }
+    shown = {key: ", ".join(sorted(filter(None, values))) for key, values in facts.items()}
     return {
         "recipe": work.name,
         "facts": [(key, value) for key, value in shown.items() if value],
@@ -296,6 +341,7 @@ def _run(run: Run) -> dict[str, str]:
     updates = run.column("train", "update")
     reached = f"{updates[-1]:.0f}" if len(updates) else "0"
     planned = record.updates_planned if record else 0
+    reasons = (record.reason if record else "", run.suspect, run.problem, run.codes.problem)
     return {
         "name": run.folder.name,
         "status": run.status,
@@ -304,12 +350,18 @@ def _run(run: Run) -> dict[str, str]:
         "train": rounded(run.final("train", LOSS[stage]), 4),
         "valid": rounded(run.final("valid", LOSS[stage]), 4),
         "time": _hours(record.wall_seconds) if record else "",
-        "reason": without_paths(
-            "; ".join(
-                filter(None, (record.reason if record else "", run.problem, run.codes.problem))
-            )
-        ),
+        "reason": "; ".join(filter(None, reasons)),
     }
+
+
+def _once_a_bank(runs: Iterable[Run], seconds: Callable[[Run], float]) -> float:
+    """A sum over runs, those that were trained together from one pass counted once, the longest."""
+    longest: dict[tuple[Stage, int, tuple[str, ...]], float] = {}
+    for run in runs:
+        bank = tuple(sorted(run.record.bank)) if run.record else ()
+        key = run.folder.stage, run.folder.seed, bank or (run.folder.arm,)
+        longest[key] = max(longest.get(key, 0.0), seconds(run))
+    return math.fsum(longest.values())
 
 
 def _audio_seconds(run: Run) -> float:
@@ -317,14 +369,16 @@ def _audio_seconds(run: Run) -> float:
     return float(curve.values[-1]) if len(curve) else 0.0
 
 
+def _wall_seconds(run: Run) -> float:
+    return run.record.wall_seconds if run.record else 0.0
+
+
+def _of_one_process(records: Iterable[RunRecord]) -> str:
+    most = max((record.world_size for record in records), default=1)
+    return f" (of one process of {most})" if most > 1 else ""
+
+
 def _hours(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def without_paths(text: str) -> str:
-    """Text with absolute paths cut to their last part: a page may be published."""
-    return re.sub(
-        r"(?<![\w.~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\,;:'\"]+[/\\])*([^\s/\\,;:'\"]+)", r"\1", text
-    )

@@ -28,17 +28,50 @@ from reproduce.report.style import (
     series_of,
 )
 
+UNFINISHED, LEAVES = "unfinished or failed run", "where it leaves the axis"
+
 
 @dataclass
 class Panel:
-    """What one panel holds while it is drawn: y values for its limits, and its legend."""
+    """What one panel holds while it is drawn: y values for its limits, and its legend.
+
+    Unfinished and failed runs don't set the limits: a loss on its way to infinity would press
+    everything else flat. Their curves are kept to be marked where they leave the axis.
+    """
 
     axes: Axes
     heights: list[float] = field(default_factory=list)
+    unfinished: list[tuple[Curve, str]] = field(default_factory=list)
     legend: dict[str, Line2D | Patch] = field(default_factory=dict)
 
     def seen(self, values: Floats | Sequence[float]) -> None:
         self.heights.extend(float(v) for v in (np.min(values), np.max(values)) if np.isfinite(v))
+
+    def settle(self) -> None:
+        """Where there are unfinished runs alone: limits from their lowest loss to their first."""
+        if not self.heights:
+            for curve, _ in self.unfinished:
+                self.seen([curve.values[0], curve.values.min()])
+
+    def mark_leaving(self) -> None:
+        """A triangle where an unfinished run crosses the edge of the axis, its limits being set."""
+        scale = np.log if self.axes.get_yscale() == "log" else np.asarray
+        low, high = self.axes.get_ylim()
+        for curve, color in self.unfinished:
+            for edge, side, marker in ((high, 1, "^"), (low, -1, "v")):
+                outside = np.flatnonzero(side * curve.values > side * edge)
+                if not len(outside):
+                    continue
+                ends = slice(max(outside[0] - 1, 0), outside[0] + 1)
+                order = slice(None, None, side)  # np.interp wants rising values
+                heights, updates = curve.values[ends][order], curve.updates[ends][order]
+                at = np.interp(scale(edge), scale(heights), updates)
+                self.axes.plot(
+                    [at], [edge], color=color, marker=marker, markersize=7, clip_on=False, zorder=3
+                )
+                self.legend[LEAVES] = Line2D(
+                    [], [], color=GREY, marker="^", markersize=7, linestyle=""
+                )
 
 
 # ------------------------------------------------------------------------------- curves, 2 3 5 6
@@ -117,10 +150,8 @@ def _unfinished(
     style = {"color": color, "linestyle": ":", "linewidth": 0.9}
     panel.axes.plot(curve.updates, curve.values, **style)
     panel.axes.plot(curve.updates[-1:], curve.values[-1:], "x", color=color)
-    panel.legend["unfinished or failed run"] = Line2D(
-        [], [], color=GREY, linestyle=":", linewidth=0.9, marker="x"
-    )
-    panel.seen(curve.values)
+    panel.legend[UNFINISHED] = Line2D([], [], color=GREY, linestyle=":", linewidth=0.9, marker="x")
+    panel.unfinished.append((curve, color))
 
 
 def _chance_line(panel: Panel) -> None:

@@ -24,6 +24,9 @@ NEGATIVES = 100
 CHANCE = math.log(1 + NEGATIVES)
 """nats: contrastive loss of a model that knows nothing, if no negative is removed: ln(101)."""
 
+PRINTED_SPLIT: dict[Stage, str] = {"pretrain": "valid", "finetune": "train"}
+"""What the study's printed losses are of: of fine-tuning, the last training window."""
+
 Measure = Literal["final", "slope", "area", "updates_to_reach"]
 Expected = Literal["below", "above", "within"]
 
@@ -42,7 +45,8 @@ class PublishedNumber:
 
     @property
     def text(self) -> str:
-        return f"{self.value:.{self.decimals}f}"
+        """As printed, but no digits finer than it is known to (of 4.61175 ± 0.0001: 4.6117)."""
+        return f"{self.value:.{min(self.decimals, math.floor(-math.log10(self.plus_minus)))}f}"
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,13 @@ class Published:
     def seeds(self, stage: Stage, arm: str) -> set[int]:
         return {0}
 
-    def final(self, stage: Stage, arm: str, seed: int, *, series: bool = False) -> float | None:
-        """The published number; ``series``: from one figure over codebooks, not from the table."""
+    def final(
+        self, stage: Stage, split: str, arm: str, seed: int, *, series: bool = False
+    ) -> float | None:
+        """The published number, which is of ``PRINTED_SPLIT`` whatever the split asked for.
+
+        ``series``: from one figure over codebooks, not from the table.
+        """
         if series and arm in self.by_codebooks:
             return self.by_codebooks[arm].value
         number = self.numbers.get((stage, arm))

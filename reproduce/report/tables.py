@@ -13,7 +13,7 @@ from reproduce.records import Stage
 from reproduce.report.caveats import caveat
 from reproduce.report.claims import ClaimResult, PartResult
 from reproduce.report.measured import LOSS, Work, codebooks_of, icsl_of, levels_of
-from reproduce.report.published import Published, PublishedNumber
+from reproduce.report.published import PRINTED_SPLIT, Published, PublishedNumber
 from reproduce.report.statistics import (
     Interval,
     NumberVerdict,
@@ -44,8 +44,8 @@ DECIMALS: dict[Stage, int] = {"pretrain": 4, "finetune": 2}
 class Row:
     """One arm of one recipe against the published number; losses in nats.
 
-    ``judged`` is what the verdict compares: the validation loss in pretraining, the last training
-    window in fine-tuning, which is what the study printed. ``needed``: seeds until the interval is
+    ``judged`` is what the verdict compares, of ``PRINTED_SPLIT``; ``beside`` is of the other split,
+    training or validation. ``needed``: seeds until the interval is
     as narrow as the margin, None where that isn't the question or is out of reach.
     """
 
@@ -142,9 +142,8 @@ def _row(published: Published, stage: Stage, arm: str, work: Work | None) -> Row
         split: work.values(stage, arm, split, LOSS[stage]) if work else []
         for split in ("train", "valid")
     }
-    judged_split = "valid" if stage == "pretrain" else "train"
-    judged = prediction_interval(losses[judged_split])
-    beside = prediction_interval(losses["train" if judged_split == "valid" else "valid"])
+    judged = prediction_interval(losses.pop(PRINTED_SPLIT[stage]))
+    (beside,) = map(prediction_interval, losses.values())
     margin = published.margins[stage]
     verdict = number_verdict(
         number.value if number else None, number.plus_minus if number else 0.0, judged, margin
@@ -204,21 +203,32 @@ def _finetune_cells(row: Row) -> list[str]:
 def claims_table(results: Sequence[ClaimResult]) -> Table:
     """One row a claim, with the numbers of the part its verdict hangs on, then a row a part.
 
-    A caveat stands in brackets behind the statement.
+    Caveats and notes stand in brackets behind the statement.
 
     Parts are named C1.1, C1.2 and so on; a claim of one part has one row.
     """
     cells: list[list[str]] = []
     for result in results:
-        name, parts = result.claim.name, result.parts
-        statement = result.claim.statement + (f" [{result.caveat}]" if result.caveat else "")
-        cells.append([result.recipe, name, statement, *part_cells(result.deciding), result.verdict])
+        name, parts, deciding = result.claim.name, result.parts, result.deciding
+        notes = (
+            [result.caveat, f"numbers of part {deciding.part.number}"]
+            if len(parts) > 1
+            else ([result.caveat, *part_notes(deciding)])
+        )
+        statement = _bracketed(result.claim.statement, notes)
+        cells.append([result.recipe, name, statement, *part_cells(deciding), result.verdict])
         for part in parts if len(parts) > 1 else ():
             cells.append(
-                [result.recipe, f"{name}.{part.part.number}", expectation(part),
+                [result.recipe, f"{name}.{part.part.number}",
+                 _bracketed(expectation(part), [part.doubt, *part_notes(part)]),
                  *part_cells(part), part.verdict]
             )  # fmt: skip
     return Table(CLAIMS_TABLE, cells)
+
+
+def _bracketed(text: str, notes: Sequence[str]) -> str:
+    found = "; ".join(filter(None, notes))
+    return f"{text} [{found}]" if found else text
 
 
 def expectation(result: PartResult) -> str:
@@ -227,20 +237,54 @@ def expectation(result: PartResult) -> str:
     return f"{result.part.quantity}, {expected} {'the margin' if expected == 'within' else '0'}"
 
 
+def part_notes(result: PartResult) -> list[str]:
+    """In words, what the published value is of where that isn't what is measured."""
+    if not result.of_training_windows:
+        return []
+    notes = ["published: of training windows"]
+    if measured := training_windows(result):
+        notes.append(f"measured there: {measured}")
+    return notes
+
+
+def training_windows(result: PartResult) -> str:
+    """What is measured over training windows, unjudged; empty if that isn't beside the point."""
+    if result.beside is None or not result.beside.count:
+        return ""
+    mean, low, high = _part_numbers(result, result.beside)
+    return f"{mean} [{low}, {high}]" if low else mean
+
+
 def part_cells(result: PartResult) -> list[str]:
-    """published, measured, low, high, seeds of one part."""
-    whole = result.part.measure == "updates_to_reach"
-    most = 0 if whole else 5 if result.part.measure == "slope" else 4
-    if result.part.stage == "finetune" and not whole:
-        most = 3
-    interval = result.interval
+    """published, measured, low, high, seeds of one part.
+
+    Where a seed never reaches the loss asked for, that stands in place of a mean over updates.
+    """
+    cells = _part_numbers(result, result.interval)
+    count = result.interval.count
+    if result.never:
+        cells = [f"never reached ({result.never} of {count} seeds)", "", ""]
+    return [rounded(result.published, _most(result)), *cells, _text(count)]
+
+
+def _most(result: PartResult) -> int:
+    """The most decimals that a part's numbers are printed with."""
+    if result.part.measure == "updates_to_reach":
+        return 0
+    if result.part.stage == "finetune":
+        return 3
+    return 5 if result.part.measure == "slope" else 4
+
+
+def _part_numbers(result: PartResult, interval: Interval) -> list[str]:
+    most = _most(result)
     known = known_decimals(interval, most=most, alone=most)
     low, high = (interval.low, interval.high) if interval.enough else (None, None)
     cells = [rounded(value, known) for value in (interval.mean, low, high)]
-    finer = not whole and known_decimals(interval, most=99, alone=0) > most
+    finer = most and known_decimals(interval, most=99, alone=0) > most
     if finer and 0 < abs(interval.mean) < 10.0 ** (1 - most):  # known, but below these decimals
         cells = ["" if v is None else f"{v:.1e}" for v in (interval.mean, low, high)]
-    return [rounded(result.published, most), *cells, _text(interval.count)]
+    return cells
 
 
 def interval_cells(interval: Interval, stage: Stage) -> list[str]:

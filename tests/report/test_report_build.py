@@ -19,7 +19,7 @@ from reproduce.report import ReportSummary, build, build_report, figures
 from reproduce.report.build import named_apart
 from reproduce.report.caveats import caveat
 from reproduce.report.measured import codebooks_of, read_work
-from reproduce.report.page import without_paths
+from reproduce.report.privacy import without_paths
 from reproduce.report.published import load_published
 from reproduce.report.tables import CLAIMS_TABLE, FINETUNE_TABLE, PRETRAIN_TABLE, latex_escape
 from reproduce.shipped import shipped
@@ -157,7 +157,7 @@ def test_why_says_only_what_the_logs_hold(built: tuple[Path, ReportSummary]) -> 
     topics = {f["topic"]: f["text"] for f in data["findings"] if f["recipe"]}
     assert topics["masking"].startswith("5.0 % of the frames")
     assert "6 of 21 finished runs end within 0.02" in topics["chance"]
-    assert "0.0003; it sends 0.2 %" in topics["ICSL"]
+    assert "0.0003 with 8 codebooks, sending 0.2 % of the codebooks' gradient" in topics["ICSL"]
     assert "18 of 18 finished runs output blanks" in topics["blanks"]
     assert "zeroed losses" not in topics  # never logged
     assert (
@@ -211,16 +211,171 @@ def test_worse_than_chance_and_recognizing_nothing_are_caveats(
     assert (fine["rvq_1"], fine["rvq_2"]) == ("2 of 3 WER 1 or more", "WER 1 or more")
     claims = {row["claim"]: row for row in table(tmp_path / "report" / "claims.csv")}
     assert claims["C3"]["verdict"] == "contradicted"
-    assert claims["C3"]["statement"].endswith("[all 12 runs end at or above chance]")
-    assert "[14 of 15 runs end all blank or with a word error" in claims["C4"]["statement"]
+    assert claims["C3"]["statement"].endswith(
+        "[far too small to test it; all 12 runs end at or above chance]"
+    )
+    assert "14 of 15 runs end all blank or with a word error" in claims["C4"]["statement"]
     assert tuple(claims["C3"]) == CLAIMS_TABLE
     page = summary.page.read_text()
-    beside = r"contradicted</span>\s*<br><span class=\"needed\">all 12 runs end at or above chance"
+    beside = (
+        r"contradicted</span>\s*<br><span class=\"needed\">far too small to test it; all 12 runs"
+    )
     assert re.search(beside, page)
     assert "24 of 24 runs finished, 24 above chance" in page
     size = next(h["text"] for h in summary.data["headlines"] if h["topic"] == "size")
     assert size.startswith("Far too small to test the study: pretraining made 100 updates where")
-    assert "width is 64, not 768" in size
+    assert "the model has 2 layers of width 64, not 12 of 768" in size
+
+
+def test_a_claim_says_which_runs_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "draw_all", lambda *_: [])
+    write_recipe(tmp_path, "gaps", seeds=range(1, 7), finetune=["rvq_4", "no_rvq"])
+    for seed in range(1, 7):
+        for arm in PRETRAIN_ARMS:
+            if arm == "icsl_8cb" and seed > 3:
+                write_run(tmp_path, "pretrain", arm, seed, float("nan"), points=4, status="failed",
+                          outcome="diverged", final=False)  # fmt: skip
+            elif arm == "icsl_2cb" and seed == 1:  # finished, and yet its loss can't be read
+                write_run(tmp_path, "pretrain", arm, seed, float("nan"), points=4)
+            elif arm != "icsl_16cb" or seed == 1:
+                write_run(tmp_path, "pretrain", arm, seed, 4.4 + 0.01 * seed, points=4)
+    summary = build_report([tmp_path], tmp_path / "report")
+    caveats = {c["claim"]: c["caveat"] for c in summary.data["claims"]}
+    both = "icsl_8cb: 3 of 6 diverged; icsl_2cb: 1 of 6 without a finite training and validation"
+    assert both in caveats["C1"]
+    assert "icsl_16cb: 5 of 6 missing" in caveats["C3"]
+    assert "slope over 3 of 4 sizes" in caveats["C3"]
+    assert "icsl_8cb" not in caveats["C2"]
+    assert "rvq_2, rvq_1, rvq_8, rvq_16: not in the recipe; rvq_4: no run yet" in caveats["C4"]
+    assert caveats["C5"].endswith("no run yet")  # of all its arms, which need no names
+    rows = {row["arm"]: row["caveat"] for row in table(tmp_path / "report" / "table_pretrain.csv")}
+    assert rows["icsl_2cb"] == "1 of 6 without a finite training and validation loss"
+    assert "1 without a finite training and validation loss" in summary.page.read_text()
+
+
+def test_copied_runs_are_no_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "draw_all", lambda *_: [])
+    write_recipe(tmp_path, "copies", seeds=[1, 2, 3], finetune=[])
+    for arm in PRETRAIN_ARMS:
+        first = write_run(tmp_path, "pretrain", arm, 1, 4.4 + 0.01 * len(arm), points=4)
+        for seed in (2, 3):
+            copy = shutil.copytree(first, first.with_name(f"seed-{seed}"))
+            record = json.loads((copy / "run.json").read_text())
+            if arm != "icsl_8cb":
+                record["seed"] = seed
+            (copy / "run.json").write_text(json.dumps(record))
+        if arm == "icsl_8cb":  # another curve, but the record of seed 1
+            text = (copy / "metrics.csv").read_text().replace(",4.", ",5.")
+            (copy / "metrics.csv").write_text(text)
+    summary = build_report([tmp_path], tmp_path / "report")
+    rows = {row["arm"]: row for row in table(tmp_path / "report" / "table_pretrain.csv")}
+    assert rows["icsl_2cb"]["caveat"] == "2 of 3 identical to another seed"
+    assert rows["icsl_8cb"]["caveat"] == (
+        "1 of 3 identical to another seed; 1 of 3 with the run.json of icsl_8cb/seed-1"
+    )
+    assert {(row["verdict"], row["seeds"]) for row in rows.values()} == {("too few seeds", "1")}
+    claims = [c for c in summary.data["claims"] if c["parts"][0]["seeds"]]
+    assert len(claims) == 4
+    assert {c["verdict"] for c in claims} == {"too few seeds"}
+    assert all("identical to another seed" in c["caveat"] for c in claims)
+    assert "identical to another seed</td>" in summary.page.read_text()  # in the list of runs
+
+
+def test_runs_of_a_bank_share_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "draw_all", lambda *_: [])
+    write_recipe(tmp_path, "bank", seeds=[1, 2], pretrain=["icsl_2cb"])
+    for seed in (1, 2):
+        write_run(tmp_path, "pretrain", "icsl_2cb", seed, 4.4, wall_seconds=3600.0)
+        for k, arm in enumerate(LEVELS):
+            bank = [name for name in LEVELS if name != "rvq_16"] if arm != "rvq_16" else []
+            write_run(tmp_path, "finetune", arm, seed, 4.4, wall_seconds=7200.0 + k, bank=bank,
+                      world_size=4)  # fmt: skip
+    page = build_report([tmp_path], tmp_path / "report").page.read_text()
+    # a seed: one hour of pretraining, two for the bank, two for the arm alone
+    assert "<dt>wall time (of one process of 4)</dt><dd>10.0 h</dd>" in page
+    # 40 points of 640 s each: three such passes a seed
+    assert f"<dt>audio trained on</dt><dd>{6 * 40 * 640 / 3600:.1f} h</dd>" in page
+
+
+def test_the_card_names_corpus_and_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough updates alone don't make a run large: what it was trained on and with counts too."""
+    monkeypatch.setattr(build, "draw_all", lambda *_: [])
+    for name, corpus, hours, width in (
+        ("large", "librispeech", 10.0, 768), ("toy", "synthetic", 0.05, 64)
+    ):  # fmt: skip
+        root = tmp_path / name
+        write_recipe(root, name, seeds=[1], model={"width": width, "layers": 12},
+                     data={"corpus": corpus, "subset": "10h"})  # fmt: skip
+        (root / "data").mkdir()
+        subsets = {"subsets": {"10h": {"hours": hours}}}
+        (root / "data" / "summary.json").write_text(json.dumps(subsets))
+        write_run(root, "pretrain", "icsl_8cb", 1, 4.4, points=72)
+    summary = build_report([tmp_path / "large", tmp_path / "toy"], tmp_path / "report")
+    page = summary.page.read_text()
+    assert "corpus librispeech, 10 h for training" in page
+    assert "corpus synthetic, 0.05 h for training" in page
+    sizes = {h["recipe"]: h["text"] for h in summary.data["headlines"] if h["topic"] == "size"}
+    assert list(sizes) == ["toy"]
+    for reason in ("of width 64, not 12 of 768", "synthetic, not speech", "0.05 h of training"):
+        assert reason in sizes["toy"]
+    small = {c["recipe"] for c in summary.data["claims"] if "far too small" in c["caveat"]}
+    assert small == {"toy"}
+    (tmp_path / "toy" / "data" / "summary.json").write_text("[")
+    assert build_report([tmp_path / "toy"], tmp_path / "report")
+
+
+def test_places_on_the_machine_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "draw_all", lambda *_: [])
+    write_recipe(tmp_path, "/srv/jane doe/mine", seeds=[1],
+                 data={"root": "/srv/jane/corpus", "download_url": "https://mirror.internal/x",
+                       "train_parts": ["/srv/jane/parts/one"]})  # fmt: skip
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    recipe["finetune"] |= {"encoder": "/srv/jane/models/base", "log_every": 7}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    write_run(tmp_path, "pretrain", "icsl_8cb", 1, 4.4, status="failed", device="/dev/jane/gpu",
+              reason="nan at /srv/jane doe/runs of mine/batch.json, see there")  # fmt: skip
+    summary = build_report([tmp_path], tmp_path / "report")
+    for path in (tmp_path / "report").iterdir():
+        text = path.read_text()
+        assert not re.search(r"jane|/srv|mirror|internal", text), path.name
+    page = summary.page.read_text()
+    assert re.search(r"finetune\.encoder</td><td[^>]*>[^<]*</td><td[^>]*>base</td>", page)
+    assert "nan at batch.json, see there" in page
+    # the number of fine-tuning is the mean of the last window: its length is no detail
+    assert re.search(r"finetune\.log_every</td><td[^>]*>10</td><td[^>]*>7</td>", page)
+
+
+def test_the_page_defines_its_verdicts_and_their_errors(published: Path) -> None:
+    page = re.sub(r"\s+", " ", (published / "index.html").read_text())
+    above = page[: page.index("<table")]
+    for word in ("reproduced", "margin", "differs", "inconclusive", "too few", "caveat"):
+        assert f"<b>{word}</b>" in above, word
+    assert "each number still differs in 5 % of cases, and at least one of its 14 in 51 %" in above
+    assert "at least one of the six in about 16 %" in above
+
+
+def test_a_diverged_run_leaves_the_axis_to_the_others(tmp_path: Path) -> None:
+    write_recipe(tmp_path, "boom", seeds=[1, 2], pretrain=["icsl_8cb"], finetune=[])
+    write_run(tmp_path, "pretrain", "icsl_8cb", 1, 4.4)
+    failed = write_run(tmp_path, "pretrain", "icsl_8cb", 2, 4.4, status="failed",
+                       outcome="diverged", final=False)  # fmt: skip
+    lines = (failed / "metrics.csv").read_text().splitlines()
+    for k, line in enumerate(lines[20:], 20):
+        cells = line.split(",")
+        lines[k] = ",".join([*cells[:2], str(4.4 * 2.0 ** (k - 19)), *cells[3:]])
+    (failed / "metrics.csv").write_text("\n".join(lines) + "\n")
+    plans = {plan.name: plan for plan in figures._paper(load_published())}
+    figure = figures._figure([read_work(tmp_path)], plans["fig2_pretrain_train"])
+    axes = figure.axes[1]
+    low, high = axes.get_ylim()
+    assert 4.3 < low < 4.4 < CHANCE < high < 4.7
+    edge = [line for line in axes.lines if line.get_marker() == "^" and len(line.get_xdata()) == 1]
+    assert [line.get_ydata()[0] for line in edge] == [high]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[-2:] == ["unfinished or failed run", "where it leaves the axis"]
+    shutil.rmtree(tmp_path / "pretrain" / "icsl_8cb" / "seed-1")
+    figure = figures._figure([read_work(tmp_path)], plans["fig2_pretrain_train"])
+    assert figure.axes[1].get_ylim()[1] < 4.7  # nor alone
 
 
 def test_runs_of_different_data_are_not_taken_for_one_experiment(tmp_path: Path) -> None:
@@ -241,6 +396,35 @@ def test_folders_of_one_recipe_are_told_apart(tmp_path: Path) -> None:
         write_recipe(folder, "same")
     names = [work.name for work in named_apart([read_work(f) for f in folders], folders)]
     assert names == ["same (first)", "same (second)"]
+    alike = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    works = [read_work(folder) for folder in folders]
+    assert [w.name for w in named_apart(works, alike)] == ["same (run) (1)", "same (run) (2)"]
+    taken = [*works, replace(works[0], name="same (run)")]
+    names = [w.name for w in named_apart(taken, [*folders, tmp_path])]
+    assert len(set(names)) == 3
+
+
+def test_folders_alike_in_recipe_and_name_keep_their_own_verdicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "draw_all", lambda *_: [])
+    for sign, folder in ((-1, tmp_path / "a" / "run"), (1, tmp_path / "b" / "run")):
+        write_recipe(folder, "same", seeds=[1, 2, 3])
+        for seed in (1, 2, 3):
+            for arm in PRETRAIN_ARMS:
+                loss = 4.4 + 0.01 * sign * (arm == "icsl_8cb") + 0.0001 * seed
+                write_run(folder, "pretrain", arm, seed, loss, points=4)
+    works = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    summary = build_report(works, tmp_path / "report")
+    verdicts = {c["recipe"]: c["verdict"] for c in summary.data["claims"] if c["claim"] == "C1"}
+    assert verdicts == {"same (run) (1)": "supported", "same (run) (2)": "contradicted"}
+    page = summary.page.read_text()
+    row = page[page.index("<b>C1</b>") : page.index("<b>C2</b>")]
+    assert re.findall(r"class=\"verdict ([a-z]+)", row) == ["supported", "contradicted"]
+    assert page.count("<h4>same (run) (1)</h4>") == 2  # one table of each stage
+    (tmp_path / "link").symlink_to(works[0])
+    with pytest.raises(UsageError, match="given twice"):
+        build_report([works[0], tmp_path / "link"], tmp_path / "report")
 
 
 def test_latex(built: tuple[Path, ReportSummary]) -> None:
@@ -349,6 +533,11 @@ def test_no_torch() -> None:
         ("C:\\Users\\me\\x", "x"),
         ("~/runs/x", "x"),
         ("1/2 and rvq/seed-1", "1/2 and rvq/seed-1"),
+        ("nan at /home/Jane Doe/my runs/b.json, then 3/4", "nan at b.json, then 3/4"),
+        ("found /a/b.txt. Use runs/x", "found b.txt. Use runs/x"),
+        ("https://mirror.example.org/secret/x.tar", "x.tar"),
+        ("s3://bucket/a/b", "b"),
+        ("\\\\server\\share\\x", "x"),
     ],
 )
 def test_paths_are_cut(text: str, private: str) -> None:
@@ -359,17 +548,15 @@ def test_paths_are_cut(text: str, private: str) -> None:
 def test_a_hundred_runs_of_two_thousand_points(tmp_path: Path) -> None:
     seeds = range(7)
     write_recipe(tmp_path, seeds=seeds)
-    runs = []
-    for arm in PRETRAIN_ARMS:
-        runs.append(write_run(tmp_path, "pretrain", arm, 0, 4.4, points=1600))
-        write_codes(runs[-1], rows=codebooks_of(arm, {}) or 0)
-    for arm, levels in LEVELS.items():
-        runs.append(write_run(tmp_path, "finetune", arm, 0, 3.4, points=1600))
-        if levels:
-            write_codes(runs[-1], rows=levels, entries=256)
-    for run in runs:
-        for seed in seeds[1:]:
-            shutil.copytree(run, run.with_name(f"seed-{seed}"))
+    for seed in seeds:
+        for arm in PRETRAIN_ARMS:
+            run = write_run(tmp_path, "pretrain", arm, seed, 4.4, points=1600)
+            write_codes(run, rows=codebooks_of(arm, {}) or 0)
+        for arm, levels in LEVELS.items():
+            run = write_run(tmp_path, "finetune", arm, seed, 3.4, points=1600)
+            if levels:
+                write_codes(run, rows=levels, entries=256)
     began = time.process_time()
-    build_report([tmp_path], tmp_path / "report")
+    summary = build_report([tmp_path], tmp_path / "report")
     assert time.process_time() - began < 8
+    assert sum(row["judged"]["seeds"] for row in summary.data["table_pretrain"]) == 8 * len(seeds)
