@@ -17,6 +17,8 @@ from reproduce.model.rvq import ResidualQuantizers, RvqOptions
 
 CPU = torch.device("cpu")
 PRODUCTS = torch.backends.cuda.matmul
+EXACT = ("ieee", False)
+"""Neither TF32 nor autocast."""
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +96,7 @@ def test_residual_quantizers(seen: dict[str, set[tuple[str, bool]]]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         bank.initialize(torch.randn(30, 8))
         bank(torch.randn(2, 9, 8))
-    assert seen == dict.fromkeys(("nearest", "add_by_code", "kmeans"), {("ieee", False)})
+    assert seen == {name: {EXACT} for name in ("nearest", "add_by_code", "kmeans")}
     assert PRODUCTS.fp32_precision == "tf32"
 
 
@@ -109,7 +111,7 @@ def test_pretraining(seen: dict[str, set[tuple[str, bool]]]) -> None:
     by_the_older_switch()
     with torch.autocast("cpu", torch.bfloat16):
         model(torch.randn(1, 8000), mask=mask, negatives=negatives)
-    assert seen == dict.fromkeys(("_sample", "contrastive", "diversity"), {("ieee", False)})
+    assert seen == {name: {EXACT} for name in ("_sample", "contrastive", "diversity")}
     assert PRODUCTS.fp32_precision == "tf32"
 
 

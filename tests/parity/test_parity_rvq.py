@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -16,6 +17,81 @@ library = pytest.importorskip("vector_quantize_pytorch")
 D, V, L = 48, 32, 4
 
 
+SETTINGS = {
+    # of ResidualVQ
+    "dim": D,
+    "num_quantizers": L,
+    "codebook_size": V,
+    "codebook_dim": D,
+    "shared_codebook": False,
+    "diveq": False,
+    "quantize_dropout": False,
+    "quantize_dropout_cutoff_index": 0,
+    "quantize_dropout_multiple_of": 1,
+    "implicit_neural_codebook": False,
+    "mlp_kwargs": {},
+    "beam_size": None,
+    "eval_beam_size": None,
+    "beam_score_quantizer_weights": None,
+    "quant_grad_frac": 0.0,
+    # of its VectorQuantize layers
+    "heads": 1,
+    "separate_codebook_per_head": False,
+    "accept_image_fmap": False,
+    "accept_3d_fmap": False,
+    "channel_last": True,
+    "layernorm_after_project_in": False,
+    "decay": 0.99,
+    "eps": 1e-5,
+    "freeze_codebook": False,
+    "kmeans_init": False,
+    "kmeans_iters": 10,
+    "sync_kmeans": False,
+    "use_cosine_sim": False,
+    "threshold_ema_dead_code": 0,
+    "commitment_weight": 1.0,
+    "commitment_use_cross_entropy_loss": False,
+    "orthogonal_reg_weight": 0.0,
+    "orthogonal_reg_active_codes_only": False,
+    "orthogonal_reg_max_codes": None,
+    "codebook_diversity_loss_weight": 0.0,
+    "codebook_diversity_temperature": 100.0,
+    "stochastic_sample_codes": False,
+    "sample_codebook_temp": 1.0,
+    "straight_through": False,
+    "rotation_trick": False,
+    "directional_reparam": False,
+    "directional_reparam_variance": 0.005,
+    "sync_codebook": False,
+    "sync_affine_param": False,
+    "ema_update": True,
+    "vq_bridge": None,
+    "manual_ema_update": False,
+    "learnable_codebook": False,
+    "in_place_codebook_optimizer": None,
+    "manual_in_place_optimizer_update": False,
+    "affine_param": False,
+    "affine_param_batch_decay": 0.99,
+    "affine_param_codebook_decay": 0.9,
+    "sync_update_v": 0.0,
+    "return_zeros_for_masked_padding": True,
+    "route_gradients_to_input": True,
+}
+"""Every argument of the library's versions from 1.23 on: nothing is left to its defaults."""
+
+
+def arguments() -> set[str]:
+    """What the installed version takes."""
+    kinds = (library.ResidualVQ, library.VectorQuantize)
+    names = {name for kind in kinds for name in inspect.signature(kind).parameters}
+    return names - {"vq_kwargs"}
+
+
+def test_no_argument_of_the_library_is_left_to_its_default() -> None:
+    """Those of a version to come are to be looked at, and set."""
+    assert arguments() - SETTINGS.keys() == set()
+
+
 def oracle(
     *,
     dim: int = D,
@@ -25,37 +101,19 @@ def oracle(
     kmeans_init: bool = False,
     threshold: float = 0,
 ) -> torch.nn.Module:
-    """ResidualVQ as the study had it; one code's choice or gradient is left to no default."""
+    """ResidualVQ as the study had it, with every argument set that this version of it takes."""
+    wanted = SETTINGS | {
+        "dim": dim,
+        "num_quantizers": levels,
+        "codebook_size": codes,
+        "codebook_dim": dim,
+        "decay": decay,
+        "kmeans_init": kmeans_init,
+        "threshold_ema_dead_code": threshold,
+    }
+    known = arguments()
     module: torch.nn.Module = library.ResidualVQ(
-        dim=dim,
-        num_quantizers=levels,
-        codebook_size=codes,
-        codebook_dim=dim,
-        heads=1,
-        separate_codebook_per_head=False,
-        shared_codebook=False,
-        quantize_dropout=False,
-        accept_image_fmap=False,
-        decay=decay,
-        eps=1e-5,
-        kmeans_init=kmeans_init,
-        kmeans_iters=10,
-        sync_kmeans=False,
-        use_cosine_sim=False,
-        threshold_ema_dead_code=threshold,
-        commitment_weight=1.0,
-        commitment_use_cross_entropy_loss=False,
-        orthogonal_reg_weight=0.0,
-        codebook_diversity_loss_weight=0.0,
-        stochastic_sample_codes=False,
-        sample_codebook_temp=1.0,
-        straight_through=False,
-        rotation_trick=False,
-        sync_codebook=False,
-        ema_update=True,
-        learnable_codebook=False,
-        affine_param=False,
-        sync_update_v=0.0,
+        **{name: value for name, value in wanted.items() if name in known}
     )
     return module
 
