@@ -134,11 +134,8 @@ def run(
     from reproduce.stages.run import run
     from reproduce.training import distributed
 
-    ranks = distributed.start(loaded.compute.device)
-    try:
+    with distributed.joined(loaded.compute.device) as ranks:
         summary = run(loaded, folder, ranks, print)
-    finally:
-        distributed.stop()
     if summary is not None:
         print(f"report: {summary.page}")
 
@@ -300,15 +297,12 @@ def _grid(
         return _plan(recipe, folder, [stage], chosen, chosen_seeds)
     from reproduce.training import distributed
 
-    ranks = distributed.start(recipe.compute.device)
-    try:
-        if stage == "pretrain":
-            from reproduce.stages.pretrain import pretrain as train
-        else:
-            from reproduce.stages.finetune import finetune as train
+    if stage == "pretrain":
+        from reproduce.stages.pretrain import pretrain as train
+    else:
+        from reproduce.stages.finetune import finetune as train
+    with distributed.joined(recipe.compute.device) as ranks:
         train(recipe, folder, ranks, chosen, chosen_seeds)
-    finally:
-        distributed.stop()
     if ranks.main:
         print(f"{stage}: {folder.root / stage}")
 

@@ -288,10 +288,12 @@ class Encoder(nn.Module):
     def compile(self, *, dynamic: bool = True, **options: Any) -> None:
         """torch.compile the convolutions and the transformer layer, in place; takes its options.
 
-        One compiled layer serves all of them, for inputs of any length, and dropped layers compile
-        nothing anew. Dropout then draws other numbers than it does uncompiled.
+        One compiled layer serves all but the last, for inputs of any length, and dropped layers
+        compile nothing anew. It has a variant for train and eval mode, with and without padding,
+        for one utterance and more: as many as torch compiles by default, so that the last layer
+        with its wanted frames is apart. Dropout then draws other numbers than it does uncompiled.
         """
-        for name in ("_extract", "_layer"):
+        for name in ("_extract", "_layer", "_last_layer"):
             setattr(self, name, torch.compile(getattr(self, name), dynamic=dynamic, **options))
 
     def freeze_extractor(self) -> None:
@@ -383,10 +385,12 @@ class Encoder(nn.Module):
             for layer, is_kept in zip(transformer.layers, self._kept_layers(), strict=True)
             if is_kept
         ]
-        for number, layer in enumerate(kept, 1):
-            hidden = self._layer(layer, hidden, seen, wanted if number == len(kept) else None)
-        if wanted is not None and not kept:
-            hidden = wanted.pick(hidden)
+        for layer in kept if wanted is None else kept[:-1]:
+            hidden = self._layer(layer, hidden, seen)
+        if wanted is not None:
+            hidden = (
+                self._last_layer(kept[-1], hidden, seen, wanted) if kept else wanted.pick(hidden)
+            )
         if self.config.layer_norm_first:
             hidden = transformer.layer_norm(hidden)
         return hidden
@@ -401,10 +405,19 @@ class Encoder(nn.Module):
         positions: Tensor = embed(hidden)
         return positions
 
-    def _layer(
+    def _layer(self, layer: Any, hidden: Tensor, seen: Tensor | None) -> Tensor:
+        """One transformer layer: [B, F, D] -> [B, F, D]."""
+        return self._block(layer, hidden, seen, None)
+
+    def _last_layer(
+        self, layer: Any, hidden: Tensor, seen: Tensor | None, wanted: Frames
+    ) -> Tensor:
+        """One transformer layer: [B, F, D] -> [N, D] of the wanted frames."""
+        return self._block(layer, hidden, seen, wanted)
+
+    def _block(
         self, layer: Any, hidden: Tensor, seen: Tensor | None, wanted: Frames | None
     ) -> Tensor:
-        """One transformer layer: [B, F, D] -> [B, F, D], or [N, D] of the wanted frames."""
         config = self.config
         inputs = layer.layer_norm(hidden) if config.layer_norm_first else hidden
         attended = self._attend(layer.attention, inputs, seen, wanted)

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from reproduce.errors import UsageError
+from reproduce.errors import DivergedError, InterruptedRun, UsageError
 
 T = TypeVar("T")
 BUCKET_ELEMENTS = 8_388_608
 """Gradients are summed over ranks in flat buckets of this many elements (32 MiB in float32)."""
+PATIENCE = timedelta(days=7)
+"""Ranks wait so long for one that downloads a corpus or writes a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run. ``rank`` 0 writes files."""
+    """The processes of a run. ``rank`` 0 writes files.
+
+    Tensors are summed on their device (NCCL, Gloo). Objects and waiting go over a Gloo group of
+    their own, ``patient``: no watchdog of a GPU's queue counts how long that takes.
+    """
 
     rank: int
     world: int
     device: torch.device
+    patient: dist.ProcessGroup | None = None
 
     @property
     def main(self) -> bool:
@@ -54,12 +63,12 @@ class Ranks:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.patient)
         return values
 
     def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
+        """Wait for all ranks."""
+        self.gather(None)
 
 
 def _sum_bucket(tensors: list[torch.Tensor]) -> None:
@@ -69,6 +78,22 @@ def _sum_bucket(tensors: list[torch.Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+@contextmanager
+def joined(device: str = "auto") -> Iterator[Ranks]:
+    """`start`, and `stop` at the end.
+
+    A rank that fails alone doesn't leave in order, since the others, which wait for its sums, would
+    keep it: its process ends, and torchrun ends theirs.
+    """
+    ranks = start(device)
+    try:
+        yield ranks
+    except (InterruptedRun, DivergedError):  # as all ranks do, at the same update
+        stop()
+        raise
+    stop()
+
+
 def start(device: str = "auto") -> Ranks:
     """Join the process group that torchrun set up, or be the only process.
 
@@ -76,7 +101,7 @@ def start(device: str = "auto") -> Ranks:
         device: ``auto`` takes CUDA where there is a device, else the CPU.
 
     Raises:
-        UsageError: ``cuda`` without a CUDA device.
+        UsageError: ``cuda`` without a CUDA device, or more processes than devices.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -86,16 +111,26 @@ def start(device: str = "auto") -> Ranks:
             "no CUDA device", where="--device cuda", do="use --device cpu, or install CUDA's driver"
         )
     cuda = torch.cuda.is_available() and device != "cpu"
-    where = torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    if cuda and local >= torch.cuda.device_count():
+        raise UsageError(
+            f"process {local + 1} of this machine has no GPU of its own: there are "
+            f"{torch.cuda.device_count()}",
+            where="torchrun --nproc-per-node",
+            do=f"start {torch.cuda.device_count()} processes, or use --device cpu",
+        )
+    where = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(where)
-    if world > 1 and not dist.is_initialized():
+    if world == 1:
+        return Ranks(rank, world, where)
+    if not dist.is_initialized():
         if cuda:
-            # nccl for tensors on the device, gloo for objects
             dist.init_process_group("cpu:gloo,cuda:nccl", device_id=where)
         else:
             dist.init_process_group("gloo")
-    return Ranks(rank, world, where)
+    patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(patient, dist.ProcessGroup)  # every rank is in it
+    return Ranks(rank, world, where, patient)
 
 
 def stop() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 
@@ -354,6 +355,24 @@ def test_compiled() -> None:
         torch.testing.assert_close(encoder(waveform).features, expected, rtol=1e-4, atol=1e-5)
     assert len(graphs) == 2  # convolutions, and a layer
     assert set(encoder.state_dict()) == names
+
+
+def test_compiled_in_all_its_variants(caplog: pytest.LogCaptureFixture) -> None:
+    """With and without padding and gradient, one utterance and more, all frames and wanted ones:
+    torch gives none of them up, which it would say in its log and run uncompiled."""
+    encoder = make(TINY_LAYER_NORM)
+    torch.compiler.reset()
+    encoder.compile(backend="eager")
+    for train, batch, samples, every in itertools.product(
+        (True, False), (3, 1), ((5000, 5000), (5000, 3600)), (True, False)
+    ):
+        encoder.train(train)
+        waveform = torch.randn(batch, 5000)
+        lengths = torch.tensor(samples * 2)[-batch:]
+        where = torch.rand(batch, encoder.frames(5000)) < 0.4
+        with torch.set_grad_enabled(train):
+            encoder(waveform, lengths, where, wanted=None if every else Frames(where))
+    assert "recompile_limit" not in caplog.text
 
 
 @pytest.mark.gpu
