@@ -7,6 +7,7 @@ import os
 import unicodedata
 from array import array
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ def draw_corpus(folder: Path) -> Path:
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
     from reproduce.report.style import BLUE, GREEN, STYLE, VERMILLION
 
@@ -39,28 +42,36 @@ def draw_corpus(folder: Path) -> Path:
     width = next((w for w in (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60) if longest / w <= 60), 300)
     edges = np.arange(0, longest + width, width)
     with rc_context(STYLE):
-        figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")
-        lengths, counts = figure.subplots(1, 2)
+        figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+        lengths, shares = figure.subplots(1, 2)
         for split, color, line in zip(SPLITS, (BLUE, VERMILLION, GREEN), ("-", "--", ":")):
             if split in seconds:
                 heights, _ = np.histogram(seconds[split], edges)
-                label = f"{split}: {len(seconds[split])} utterances"
+                label = f"{split}: {len(seconds[split])}"
                 lengths.stairs(heights, edges, color=color, linestyle=line, label=label)
         lengths.set_yscale("log", nonpositive="clip")
-        lengths.set(xlabel="length (s)", ylabel=f"utterances per {width:g} s", title="Lengths")
-        lengths.set_ylim(bottom=0.5)
-        lengths.legend()
+        lengths.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        lengths.yaxis.set_major_formatter("{x:g}")
+        lengths.yaxis.set_minor_locator(NullLocator())
+        lengths.set(xlabel="length (s)", ylabel=f"utterances per {width:g} s")
+        lengths.set_ylim(bottom=0.7)
+        lengths.set_title("Utterances", pad=24)
+        lengths.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(SPLITS))
         shown = characters.most_common(CHARACTERS)
         total = sum(characters.values())
-        counts.bar(range(len(shown)), [n / total for _, n in shown], color=BLUE)
-        counts.set_xticks(range(len(shown)), _labels([c for c, _ in shown]), fontsize=7)
-        for label in counts.get_xticklabels():
-            label.set_rotation(90 if len(label.get_text()) > 2 else 0)
+        shares.bar(range(len(shown)), [n / total for _, n in shown], color=BLUE)
+        labels = [_label(character) for character, _ in shown]
+        shares.set_xticks(range(len(shown)), [text for text, _ in labels], fontsize=7)
+        for tick, (text, font) in zip(shares.get_xticklabels(), labels):
+            tick.set_rotation(90 if len(text) > 2 else 0)
+            if font is not None:
+                tick.set_fontproperties(FontProperties(fname=font, size=8))
         more = len(characters) - len(shown)
-        rest = f", {more} rarer ones not shown" if more > 0 else ""
-        counts.set(ylabel="share", title=f"Characters of the training transcripts{rest}")
-        counts.grid(axis="x", visible=False)
-        counts.set_axisbelow(True)
+        rest = f"; {more} rarer ones not shown" if more > 0 else ""
+        shares.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        shares.set_title(f"Characters of the training transcripts{rest}", pad=24)
+        shares.grid(axis="x", visible=False)
+        shares.set_axisbelow(True)
         path = folder / FIGURE
         temporary = path.with_name(f".{os.getpid()}.{FIGURE}")
         try:
@@ -71,21 +82,41 @@ def draw_corpus(folder: Path) -> Path:
     return path
 
 
-def _labels(characters: list[str]) -> list[str]:
-    """What the font can show of them; code points of others."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
+def _label(character: str) -> tuple[str, str | None]:
+    """A character for people, and the font file that shows it; its code point where none does."""
+    from matplotlib.font_manager import findfont
 
-    font = get_font(findfont(FontProperties("DejaVu Sans")))
-    labels = []
-    for character in characters:
-        if character == " ":
-            labels.append("space")
-        elif not font.get_char_index(ord(character)):
-            labels.append(f"U+{ord(character):04X}")
-        else:
-            mark = unicodedata.combining(character) > 0
-            labels.append("\u25cc" + character if mark else character.replace("$", r"\$"))
-    return labels
+    if character == " ":
+        return "space", None
+    usual = findfont("DejaVu Sans")
+    if unicodedata.category(character)[0] not in "CZ":  # those show nothing
+        mark = unicodedata.category(character)[0] == "M"
+        text = "\u25cc" + character if mark else character.replace("$", r"\$")
+        if _shows(usual, character):
+            return text, None
+        if other := next((font for font in _other_fonts() if _shows(font, character)), None):
+            return text if _shows(other, "\u25cc") else text[-1], other
+    return f"U+{ord(character):04X}", None
+
+
+@lru_cache(maxsize=1)
+def _other_fonts() -> list[str]:
+    """Font files, upright ones; not the last resort, which has a box for every character."""
+    from matplotlib.font_manager import fontManager
+
+    upright = [f for f in fontManager.ttflist if f.style == "normal" and "Resort" not in f.name]
+    return [f.fname for f in sorted(upright, key=lambda f: (f.weight != 400, f.name))]
+
+
+def _shows(font: str, character: str) -> bool:
+    from matplotlib.font_manager import get_font
+
+    try:
+        face = get_font(font)
+        face.set_size(8, 100)  # bitmaps of colour can't be scaled
+        return face.get_char_index(ord(character)) > 0
+    except (OSError, RuntimeError):
+        return False
 
 
 def _count(manifest: Path) -> tuple[dict[str, array[float]], Counter[str]]:

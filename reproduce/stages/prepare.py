@@ -154,7 +154,7 @@ def summary_lines(summary: Summary) -> list[str]:
     lines = [
         {
             "made": "prepared:",
-            "made anew": "prepared anew, for the corpus or the data options changed:",
+            "made anew": "prepared anew, for the corpus, the data options or data/ itself changed:",
         }.get(summary.outcome, "prepared already, nothing to do:"),
         "             utterances     hours  speakers  shortest    median   longest",
     ]

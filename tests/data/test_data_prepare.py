@@ -77,7 +77,7 @@ def test_again_changed_and_gone(root: Path, work: WorkFolder) -> None:
     make_part(root, "more", {22: {0: "MORE"}})
     shutil.move(root / "more" / "22", root / "train-clean-100" / "22")
     lines = summary_lines(prepare(options, work))
-    assert lines[0] == "prepared anew, for the corpus or the data options changed:"
+    assert lines[0] == "prepared anew, for the corpus, the data options or data/ itself changed:"
     assert Manifest.read(work.data).sha256 != before.sha256
 
     shutil.move(root, root.with_name("elsewhere"))
