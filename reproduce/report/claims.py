@@ -325,7 +325,7 @@ def _unpaired(part: ClaimPart, source: Source) -> str:
     common = len(set.intersection(*seeds))
     if common == min(map(len, seeds)):
         return ""
-    return f"part {part.number}: its arms have {common or 'no'} seeds in common"
+    return f"part {part.number}: its arms have {common or 'no'} seed{'s' * (common != 1)} in common"
 
 
 def _negligible(result: ClaimResult, published: Published) -> str:

@@ -97,19 +97,21 @@ def _icsl(published: Published, work: Work) -> str:
             weight = run.curve("train", "icsl_effective_weight")
             if len(weight) and weight.values.max() > 0:
                 groups.setdefault(size, []).append(run)
-    texts = []
+    texts: dict[tuple[str, str], list[str]] = {}
     for size, runs in sorted(groups.items()):
         weights = [run.curve("train", "icsl_effective_weight").values for run in runs]
-        text = f"{_range(list(np.concatenate(weights)), '.2g')} with {size or 'unknown'} codebooks"
+        text = ""
         if shares := _run_means(runs, "train", "icsl_gradient_share"):
             percent = _range([100 * share for share in shares], ".2g")
             text += f", sending {percent} % of the codebooks' gradient norm"
         if ends := _first_last(runs, "train", "icsl"):
             text += f", its value going from {ends[0]:.4f} to {ends[1]:.4f}"
-        texts.append(text)
+        known = _range(list(np.concatenate(weights)), ".2g")
+        texts.setdefault((known, text), []).append(str(size or "unknown"))
     if not texts:
         return ""
-    return f"Its weight beside the mean loss per frame is {'; '.join(texts)}."
+    parts = (f"{w} with {', '.join(sizes)} codebooks{t}" for (w, t), sizes in texts.items())
+    return f"Its weight beside the mean loss per frame is {'; '.join(parts)}."
 
 
 def _use(published: Published, work: Work) -> str:
@@ -267,12 +269,12 @@ def _speed(work: Work, stage: Stage, arms: Sequence[str]) -> list[tuple[str, Sho
     loss = LOSS[stage]
     finals = [value for arm in arms for value in work.values(stage, arm, "valid", loss)]
     columns = [
-        (f"area under the {name} curve / its width", _height(split, loss))
+        (f"area, {name}", _height(split, loss))
         for name, split in (("training", "train"), ("validation", "valid"))
     ]
     if finals:
         level = max(finals)
-        columns.append((f"updates to a validation loss of {level:.4g}", _reach(loss, level)))
+        columns.append((f"updates to {level:.4g} in validation", _reach(loss, level)))
     return columns
 
 

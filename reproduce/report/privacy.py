@@ -6,9 +6,10 @@ import re
 
 _PART = r"(?:[^/\\,;:'\"()<>\n.]|\.(?!\s))"
 """A letter of a folder's name, spaces among them; a sentence's end isn't one."""
+# A slash behind a word, a bracket or a per cent sign divides: exp(entropy)/V.
 _PATH = re.compile(
-    r"(?<![\w.~/\\])(?:[A-Za-z][\w+.-]+:(?=//)|[A-Za-z]:|~)?"
-    rf"[/\\]+(?:{_PART}+[/\\]+)*([^\s/\\,;:'\"()<>]+)"
+    r"(?<![\w.~/\\)\]}%])(?:[A-Za-z][\w+.-]+:(?=//)|[A-Za-z]:|~)?"
+    rf"[/\\]+(?=\S)(?:{_PART}+[/\\]+)*([^\s/\\,;:'\"()<>]+)"
 )
 
 

@@ -157,7 +157,10 @@ def test_why_says_only_what_the_logs_hold(built: tuple[Path, ReportSummary]) -> 
     topics = {f["topic"]: f["text"] for f in data["findings"] if f["recipe"]}
     assert topics["masking"].startswith("5.0 % of the frames")
     assert "6 of 21 finished runs end within 0.02" in topics["chance"]
-    assert "0.0003 with 8 codebooks, sending 0.2 % of the codebooks' gradient" in topics["ICSL"]
+    assert (
+        "0.0003 with 2, 4, 8, 16 codebooks, sending 0.2 % of the codebooks' gradient"
+        in topics["ICSL"]
+    )
     assert "18 of 18 finished runs output blanks" in topics["blanks"]
     assert "zeroed losses" not in topics  # never logged
     assert (
@@ -537,11 +540,22 @@ def test_no_torch() -> None:
         ("found /a/b.txt. Use runs/x", "found b.txt. Use runs/x"),
         ("https://mirror.example.org/secret/x.tar", "x.tar"),
         ("s3://bucket/a/b", "b"),
+        ("exp(entropy)/V, 3 / 4 a/b", "exp(entropy)/V, 3 / 4 a/b"),
         ("\\\\server\\share\\x", "x"),
     ],
 )
 def test_paths_are_cut(text: str, private: str) -> None:
     assert without_paths(text) == private
+
+
+def test_nothing_else_is_cut(published: Path) -> None:
+    """What is published holds no path, so the page shows it whole."""
+    cells = [cell for p in shipped("results", "published", "data").glob("*.csv")
+             for row in csv.reader(p.open(encoding="utf-8")) for cell in row]  # fmt: skip
+    captions = [plan.caption for plan in figures._paper(load_published())]
+    source = Path(figures.__file__).read_text(encoding="utf-8")
+    for text in (*cells, *captions, *re.findall(r'"([^"]+)"', source)):
+        assert without_paths(text) == text
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ def test_arms_of_different_seeds_are_said_to_be() -> None:
     seeds = {"icsl_8cb": range(3), "icsl_2cb": range(2, 6)}
     lacking = frozenset((arm, s) for arm, there in seeds.items() for s in set(range(6)) - {*there})
     result = judge_claim(CLAIMS["C1"], PUBLISHED, MadeUp(as_published, 6, lacking=lacking), "")
-    assert "part 1: its arms have 1 seeds in common" in result.caveat
+    assert "part 1: its arms have 1 seed in common" in result.caveat
     assert result.verdict == "too few seeds"
 
 

@@ -121,11 +121,11 @@ def test_what_was_printed_and_recognized(stated: dict[tuple[Stage, str], str]) -
 def test_updates_to_a_loss_and_area_of_each_arm(study: Work, tmp_path: Path) -> None:
     headings, rows = diagnostics(study, "finetune")
     speed = {row[0]: dict(zip(headings, row, strict=True)) for row in rows}
-    column = "updates to a validation loss of 5.388"  # where no_rvq ends, the worse of the two
+    column = "updates to 5.388 in validation"  # where no_rvq ends, the worse of the two
     assert {arm: cells[column] for arm, cells in speed.items()} == {
         "no_rvq": "1350", "rvq_4": "1125"
     }  # fmt: skip
-    height = "area under the validation curve / its width"
+    height = "area, validation"
     assert float(speed["rvq_4"][height]) < float(speed["no_rvq"][height])
     write_recipe(tmp_path, finetune=LEVELS, pretrain=[])
     write_run(tmp_path, "finetune", "rvq_4", 1, 3.0, status="interrupted")
