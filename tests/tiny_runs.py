@@ -240,6 +240,21 @@ def command_killed(arguments: Sequence[str], call: int) -> None:
     command_keeping_checkpoints(arguments)
 
 
+def command_killed_after_a_checkpoint(arguments: Sequence[str], arm: str, update: int) -> None:
+    """Killed as by SIGKILL when this arm's checkpoint of an update has been written."""
+    loop: Any = reproduce.training.loop
+    save = loop.save_checkpoint
+
+    def save_and_die(folder: Path, position: int, state: dict[str, Any]) -> Path:
+        path: Path = save(folder, position, state)
+        if position == update and arm in folder.parts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return path
+
+    loop.save_checkpoint = save_and_die
+    command_keeping_checkpoints(arguments)
+
+
 def command_in_float64(arguments: Sequence[str]) -> None:
     """Models and audio in float64, where rounding turns no choice of a code."""
     collate = Speech.collate

@@ -50,12 +50,19 @@ def add_by_code(sums: Tensor, vectors: Tensor, codes: Tensor) -> None:
 
     By index on CPU; by one-hot matrix product on GPUs, where adding by index has no fixed order.
     """
-    if sums.is_cuda:
-        one_hot = sums.new_zeros(*codes.shape, sums.shape[1]).scatter_(2, codes.unsqueeze(-1), 1.0)
-        sums.baddbmm_(one_hot.transpose(1, 2), vectors)
-    else:
-        for total, vector, code in zip(sums, vectors, codes):
-            total.index_add_(0, code, vector)
+    (add_by_product if sums.is_cuda else add_by_index)(sums, vectors, codes)
+
+
+def add_by_product(sums: Tensor, vectors: Tensor, codes: Tensor) -> None:
+    """:func:`add_by_code` as a one-hot matrix product."""
+    one_hot = sums.new_zeros(*codes.shape, sums.shape[1]).scatter_(2, codes.unsqueeze(-1), 1.0)
+    sums.baddbmm_(one_hot.transpose(1, 2), vectors)
+
+
+def add_by_index(sums: Tensor, vectors: Tensor, codes: Tensor) -> None:
+    """:func:`add_by_code` one vector after the other."""
+    for total, vector, code in zip(sums, vectors, codes):
+        total.index_add_(0, code, vector)
 
 
 def kmeans(vectors: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from devices import DEVICES, ORDER_OF_SUMS
 from torch import Tensor
 
 from reproduce.errors import DataError
-from reproduce.model.codebook import add_by_code, code_counts, kmeans, lookup, nearest
+from reproduce.model import codebook, rvq
+from reproduce.model.codebook import (
+    add_by_code,
+    add_by_index,
+    add_by_product,
+    code_counts,
+    kmeans,
+    lookup,
+    nearest,
+)
 from reproduce.model.rvq import ResidualQuantizers, RvqOptions
 
 D, V = 12, 7
@@ -294,31 +305,33 @@ def test_kmeans_against_loops() -> None:
     assert sizes[0].tolist() == [owner.count(v) for v in range(5)]
 
 
+@DEVICES
 @pytest.mark.parametrize("options", [AS_RUN, CORRECTED], ids=["as_run", "corrected"])
-def test_an_arm_in_the_bank_equals_the_arm_alone(options: RvqOptions) -> None:
+def test_an_arm_in_the_bank_equals_the_arm_alone(options: RvqOptions, device: str) -> None:
     levels, lengths = [1, 4, 2], torch.tensor([11, 6, 9])
-    together = bank(levels, options)
+    near = dict.fromkeys(("rtol", "atol"), ORDER_OF_SUMS[device])
+    together = bank(levels, options).to(device)
     alone = [
-        ResidualQuantizers([count], D, seeds=[5 + arm], options=options)
+        ResidualQuantizers([count], D, seeds=[5 + arm], options=options).to(device)
         for arm, count in enumerate(levels)
     ]
     for quantizers in (together, *alone):
         if options.kmeans_init:
-            quantizers.initialize(features(50), lengths)
+            quantizers.initialize(features(50).to(device), lengths)
     for step in range(6):
-        x = features(step)
+        x = features(step).to(device)
         joint = together(x, None if options.padding else lengths, micro_batch=(0, 1))
         for arm, single in enumerate(alone):
             out = single(x, None if options.padding else lengths, micro_batch=(0, 1))
             assert torch.equal(out.codes[0], joint.codes[arm])
-            torch.testing.assert_close(out.quantized[0], joint.quantized[arm], rtol=1e-6, atol=1e-6)
-            torch.testing.assert_close(out.commitment[0], joint.commitment[arm])
+            torch.testing.assert_close(out.quantized[0], joint.quantized[arm], **near)
+            torch.testing.assert_close(out.commitment[0], joint.commitment[arm], **near)
         if options.ema == "update":
             for quantizers in (together, *alone):
                 quantizers.apply_update()
     for arm, single in enumerate(alone):
         for name, tensor in single.arm_state(0).items():
-            torch.testing.assert_close(together.arm_state(arm)[name], tensor, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(together.arm_state(arm)[name], tensor, **near)
 
 
 def test_select_goes_on_as_the_whole_bank_would() -> None:
@@ -350,13 +363,66 @@ def test_float32_under_autocast() -> None:
     assert out.quantized[0].dtype == torch.float32
 
 
-def test_sums_by_code_both_ways() -> None:
-    vectors, codes = features(shape=(2, 40, D)), torch.randint(V, (2, 40))
-    sums = torch.zeros(2, V, D)
-    add_by_code(sums, vectors, codes)
-    one_hot = torch.nn.functional.one_hot(codes, V)
-    torch.testing.assert_close(sums, one_hot.float().transpose(1, 2) @ vectors)
-    assert torch.equal(code_counts(codes, V), one_hot.sum(1))
+@DEVICES
+@pytest.mark.parametrize("add", [add_by_code, add_by_index, add_by_product])
+def test_sums_by_code(add: Callable[[Tensor, Tensor, Tensor], None], device: str) -> None:
+    """On top of what is there, in a slice of a larger buffer, and alike in every run."""
+    vectors = features(shape=(2, 40, D)).to(device)
+    codes = torch.randint(V - 1, (2, 40), generator=torch.Generator().manual_seed(0)).to(device)
+    found = []
+    for _ in range(2):
+        sums = torch.ones(4, V, D, device=device)
+        add(sums[1:3], vectors, codes)
+        found.append(sums)
+    if (add, device) != (add_by_index, "cuda"):  # which has no fixed order
+        assert torch.equal(*found)
+    expected = torch.ones(4, V, D)
+    for book in range(2):
+        for vector, code in zip(vectors[book].cpu(), codes[book].tolist()):
+            expected[book + 1, code] += vector
+    torch.testing.assert_close(found[0].cpu(), expected)
+    counts = code_counts(codes, V)
+    assert [row.tolist() for row in counts] == [row.bincount(minlength=V).tolist() for row in codes]
+
+
+@pytest.mark.parametrize("options", [AS_RUN, CORRECTED], ids=["as_run", "corrected"])
+def test_sums_by_product_train_the_same_codebooks(
+    options: RvqOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does, on any device."""
+    found = []
+    for add in (add_by_index, add_by_product):
+        for module in (rvq, codebook):
+            monkeypatch.setattr(module, "add_by_code", add)
+        quantizers = bank([3, 1], options)
+        if options.kmeans_init:
+            quantizers.initialize(features(50))
+        for step in range(5):
+            quantizers(features(step), micro_batch=(0, 1))
+            if options.ema == "update":
+                quantizers.apply_update()
+        found.append(quantizers.codebooks)
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("options", [AS_RUN, CORRECTED], ids=["as_run", "corrected"])
+def test_a_gpu_trains_the_codebooks_of_the_cpu(options: RvqOptions) -> None:
+    found = []
+    for device in ("cpu", "cuda", "cuda"):
+        quantizers = widen(bank([3, 1], options)).to(device)
+        if options.kmeans_init:
+            quantizers.initialize(features(50).to(device))
+        for step in range(5):
+            out = quantizers(features(step).to(device), micro_batch=(0, 1))
+            if options.ema == "update":
+                quantizers.apply_update()
+        found.append((out.codes[0].cpu(), quantizers.codebooks.cpu()))
+    (codes, books), (gpu_codes, gpu_books), again = found
+    assert torch.equal(gpu_codes, codes)
+    torch.testing.assert_close(gpu_books, books, rtol=1e-4, atol=1e-5)
+    assert torch.equal(gpu_books, again[1])  # and the same each time
 
 
 def test_nearest_and_lookup_of_the_codes_themselves() -> None:

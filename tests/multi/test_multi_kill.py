@@ -13,6 +13,7 @@ from tiny_runs import (
     command_in_float64,
     command_keeping_checkpoints,
     command_killed,
+    command_killed_after_a_checkpoint,
     finish,
     flat,
     patience,
@@ -88,9 +89,10 @@ def assert_same_run(found: RunFolder, expected: RunFolder) -> None:
     [
         ("pretrain", "corrected", ["icsl_8cb"]),
         ("finetune", "as-written", ["no_rvq", "rvq_1", "rvq_4"]),
+        ("finetune", "as-run", ["no_rvq", "rvq_1", "rvq_4"]),
         ("finetune", "corrected", ["rvq_2"]),
     ],
-    ids=["pretraining", "bank", "trained encoder"],
+    ids=["pretraining", "bank", "bank in train mode", "trained encoder"],
 )
 def test_killed_run_meets_the_uninterrupted_one(
     base: WorkFolder, tmp_path: Path, stage: Stage, protocol: str, arms: list[str]
@@ -104,6 +106,30 @@ def test_killed_run_meets_the_uninterrupted_one(
     assert kills >= 2
     for arm in arms:
         assert_same_run(broken.run(stage, arm, 1), whole.run(stage, arm, 1))
+
+
+@pytest.mark.parametrize("protocol", ["as-written", "as-run"])
+def test_killed_between_the_checkpoints_of_a_bank(
+    base: WorkFolder, tmp_path: Path, protocol: str
+) -> None:
+    """All arms go on together from the newest update that each has a checkpoint of."""
+    arms = ["no_rvq", "rvq_1", "rvq_4"]
+    options = [word for arm in arms for word in ("--arm", arm)]
+    whole, broken = copy(base, tmp_path / "whole"), copy(base, tmp_path / "broken")
+    train("finetune", protocol, whole, *options, target=command_keeping_checkpoints)
+
+    log, runs = broken.root / "kill.log", [broken.run("finetune", arm, 1) for arm in arms]
+    arguments = ["finetune", spec(protocol, broken), "--work", str(broken.root), *options]
+    process = start(command_killed_after_a_checkpoint, arguments, arms[1], 6, log=log)
+    process.join(60)
+    assert process.exitcode == -9, log.read_text()
+    newest = [checkpoint_updates(run.checkpoints)[0] for run in runs]
+    assert newest == [6, 6, 4]
+
+    finish([start(command_keeping_checkpoints, arguments, log=log)], log)
+    for run in runs:
+        assert RunRecord.read(run.record).bank == arms
+        assert_same_run(run, whole.run("finetune", run.arm, 1))
 
 
 def test_stopped_under_one_process_goes_on_under_two(base: WorkFolder, tmp_path: Path) -> None:

@@ -99,17 +99,27 @@ def test_pretraining_in_float32(base: WorkFolder, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "arms", "worlds"),
+    ("protocol", "arms", "worlds", "keep"),
     [
-        ("corrected", ["rvq_2"], (1, 4)),  # a trained encoder; codebooks move by sums over ranks
-        ("as-written", ["no_rvq", "rvq_1", "rvq_4"], (1, 2)),  # a bank over a frozen one
+        ("corrected", ["rvq_2"], (1, 4), "no"),  # a trained encoder; codebooks move by sums
+        ("as-written", ["no_rvq", "rvq_1", "rvq_4"], (1, 2), "no"),  # a bank over a frozen one
+        ("as-written", ["no_rvq", "rvq_1", "rvq_4"], (1, 2), "float32"),
     ],
+    ids=["trained encoder", "bank", "bank on kept features"],
 )
 def test_finetuning(
-    base: WorkFolder, tmp_path: Path, protocol: str, arms: Sequence[str], worlds: Sequence[int]
+    base: WorkFolder,
+    tmp_path: Path,
+    protocol: str,
+    arms: Sequence[str],
+    worlds: Sequence[int],
+    keep: str,
 ) -> None:
-    sets = ["finetune.accumulation=3", "finetune.head_dropout=0.1", "finetune.keep_features=no"]
+    sets = ["finetune.accumulation=3", "finetune.head_dropout=0.1"]
+    sets += [f"finetune.keep_features={keep}"]
     check(runs_of(base, tmp_path, worlds, "finetune", protocol, arms, *sets), FLOAT64)
+    kept = [list(tmp_path.glob(f"{world}-processes/features/*.float32")) for world in worlds]
+    assert [len(files) for files in kept] == [0 if keep == "no" else 2] * len(worlds)
 
 
 def test_all_ranks_see_a_divergence(base: WorkFolder, tmp_path: Path) -> None:
