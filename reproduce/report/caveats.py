@@ -35,8 +35,10 @@ def claim_caveat(claim: Claim, work: Work) -> str:
         found += [text if of == arms else f"{', '.join(of)}: {text}" for text, of in lost.items()]
         runs = [run for arm in arms for run in work.counted(stage, arm)]
         if ignorant := sum(map(knows_nothing, runs)):
-            which = f"all {len(runs)}" if ignorant == len(runs) else f"{ignorant} of {len(runs)}"
-            found.append(f"{which} runs end {KNOWS_NOTHING[stage]}")
+            which = f"{ignorant} of {len(runs)} runs end"
+            if ignorant == len(runs):
+                which = f"all {ignorant} runs end" if ignorant > 1 else "the only run ends"
+            found.append(f"{which} {KNOWS_NOTHING[stage]}")
         found += _mixed(runs)
     return "; ".join(found)
 
