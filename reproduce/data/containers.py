@@ -29,15 +29,22 @@ def declared_end(form: str, data: bytes) -> int | None:
 
 
 def _riff(data: bytes) -> int:
-    """WAV, AIFF, 8SVX: the size of the outer chunk; a missing pad byte is no loss."""
-    size = int.from_bytes(data[4:8], "little" if data[:4] == b"RIFF" else "big")
-    return size + 7 if size < UNKNOWN_32 else 0
+    """WAV, AIFF, 8SVX: the outer chunk's size; an odd last chunk may lack its pad byte."""
+    order: Literal["little", "big"] = "little" if data[:4] == b"RIFF" else "big"
+    size = int.from_bytes(data[4:8], order)
+    if size >= UNKNOWN_32:
+        return 0
+    place, last = 12, 0
+    while place + 8 <= len(data):
+        last = int.from_bytes(data[place + 4 : place + 8], order)
+        place += 8 + last + last % 2
+    return size + 8 - last % 2
 
 
 def _rf64(data: bytes) -> int:
     """EBU Tech 3306: the size in the chunk ds64."""
     size = int.from_bytes(data[20:28], "little") if data[12:16] == b"ds64" else 0
-    return size + 7 if size < 2**62 else 0
+    return size + 8 if size < 2**62 else 0
 
 
 def _w64(data: bytes) -> int:

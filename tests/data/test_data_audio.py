@@ -108,10 +108,19 @@ def test_every_container_is_decoded_whole_or_refused(form: str) -> None:
         else:
             with pytest.raises(AudioError, match=r"container not taken: whether|can't be decoded"):
                 decode(data)
-        for kept in (0, 20, 0.05, 0.3, 0.6, 0.95, 0.999, len(data) - 2):
+        for kept in (0, 20, 0.05, 0.3, 0.6, 0.95, 0.999, len(data) - 1):
             part = data[: int(kept * len(data)) if kept < 1 else int(kept)]
             with pytest.raises(AudioError):
                 decode(part)
+
+
+def test_a_byte_is_missed_unless_it_only_pads() -> None:
+    data, odd = (encoded(noise(1601), form="WAV", sub=sub) for sub in ("PCM_16", "PCM_U8"))
+    assert len(odd) == 44 + 1601 + 1
+    assert len(decode(odd[:-1])[0]) == 1601
+    for cut in (data[:-1], odd[:-2]):
+        with pytest.raises(AudioError, match="truncated"):
+            decode(cut)
 
 
 def test_an_mp3_must_say_how_many_frames_it_has() -> None:

@@ -136,7 +136,7 @@ def test_rows_may_lack_what_is_not_needed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "kind",
     [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.binary(),
-     pa.large_binary()],
+     pa.large_binary(), pa.string_view()],
     ids=str,
 )  # fmt: skip
 def test_texts_are_strings_or_bytes_in_utf_8(tmp_path: Path, kind: pa.DataType) -> None:

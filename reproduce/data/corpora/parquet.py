@@ -27,6 +27,7 @@ COLUMNS = {
     "id": ("id",),
     "speaker": ("speaker_id", "speaker", "client_id"),
 }
+TEXT_TYPES = {"string", "large_string", "string_view", "binary", "large_binary", "binary_view"}
 HUB_NAMES = {
     "train-clean-100": ("clean/train.100", "all/train.clean.100"),
     "train-clean-360": ("clean/train.360", "all/train.clean.360"),
@@ -185,14 +186,8 @@ def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
     if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return any(
-        is_kind(kind)
-        for is_kind in (
-            pa.types.is_string, pa.types.is_large_string,
-            pa.types.is_binary, pa.types.is_large_binary,
-        )
-    )  # fmt: skip
+        kind = kind.value_type
+    return str(kind) in TEXT_TYPES
 
 
 def _columns(file: Any, shard: Path) -> dict[str, str]:
