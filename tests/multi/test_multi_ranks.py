@@ -130,3 +130,16 @@ def test_all_ranks_see_a_divergence(base: WorkFolder, tmp_path: Path) -> None:
     train("pretrain", "corrected", work, *options, world=2, expected=4)
     record = RunRecord.read(work.run("pretrain", "icsl_2cb", 1).record)
     assert (record.status, record.outcome) == ("failed", "diverged")
+
+
+def test_all_ranks_leave_out_a_run_whose_encoder_is_missing(
+    base: WorkFolder, tmp_path: Path
+) -> None:
+    """And do the next one together."""
+    shutil.copytree(base.root, tmp_path / "missing")
+    work = WorkFolder(tmp_path / "missing")
+    options = ["--arm", "no_rvq", "--set", "seeds=[2,1]", "--set", "finetune.updates=2"]
+    train("finetune", "corrected", work, *options, world=2, expected=3)
+    assert not work.run("finetune", "no_rvq", 2).root.exists()
+    record = RunRecord.read(work.run("finetune", "no_rvq", 1).record)
+    assert (record.status, record.world_size) == ("finished", 2)
