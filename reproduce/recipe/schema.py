@@ -346,8 +346,8 @@ class Finetune(Stage):
 
     encoder: str = key(
         "facebook/wav2vec2-base",
-        "ARM/seed-N of this work folder ({seed}: the run's own), a path, a hub name (@COMMIT pins "
-        "another commit) or a torchaudio bundle",
+        "ARM/seed-N of this work folder, a path, a hub name (@COMMIT pins another commit) or a "
+        "torchaudio bundle; {seed} in it is the run's own seed",
         "paper",
     )
     train: Literal["head", "transformer", "all"] = key(

@@ -151,7 +151,7 @@ def check_encoders(recipe: Recipe, ranks: Ranks) -> None:
     Raises:
         DataError: one that can't be had.
     """
-    names = {recipe.finetune_arm(arm).encoder for arm in recipe.finetune.arms}
+    names = {_encoder_name(recipe, s, a) for a in recipe.finetune.arms for s in recipe.seeds}
     problem: W2vrepError | None = None
     if ranks.main:
         try:
@@ -165,10 +165,14 @@ def check_encoders(recipe: Recipe, ranks: Ranks) -> None:
         raise problem
 
 
-def _pretraining_run(name: str) -> tuple[str, str] | None:
+def _encoder_name(recipe: Recipe, seed: int, arm: str) -> str:
+    return recipe.finetune_arm(arm).encoder.replace("{seed}", str(seed))
+
+
+def _pretraining_run(name: str) -> tuple[str, int] | None:
     """Arm and seed of a name that means a run of the work folder."""
-    match = re.fullmatch(r"([^/]+)/seed-(\d+|\{seed\})", name)
-    return (match[1], match[2]) if match and not Path(name).exists() else None
+    match = re.fullmatch(r"([^/]+)/seed-(\d+)", name)
+    return (match[1], int(match[2])) if match and not Path(name).exists() else None
 
 
 def encoder_path(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -> Path | HubName | str:
@@ -179,11 +183,11 @@ def encoder_path(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -> Path 
         DataError: the run isn't finished, or there is no such thing.
         DivergedError: the run diverged.
     """
-    name = recipe.finetune_arm(arm).encoder
+    name = _encoder_name(recipe, seed, arm)
     run_of = _pretraining_run(name)
     if run_of is None:
         return encoder_source(name)
-    run = work.run("pretrain", run_of[0], seed if run_of[1] == "{seed}" else int(run_of[1]))
+    run = work.run("pretrain", *run_of)
     record = read_record(run)
     if record is not None and record.outcome == "diverged":
         raise DivergedError(f"its encoder {run.name} diverged", where="finetune.encoder")

@@ -646,6 +646,7 @@ def encoders(work: WorkFolder, folder: Path) -> Iterator[tuple[str, str]]:
     yield "arm and seed", "no_icsl_2cb/seed-1"
     yield "each seed's own", "no_icsl_2cb/seed-{seed}"
     yield "with the pretraining head", str(model)
+    yield "a path, each seed's own", str(model).replace("seed-1", "seed-{seed}")
     bare = transformers.Wav2Vec2Model.from_pretrained(model)
     bare.save_pretrained(folder / "bare")
     yield "bare, of transformers", str(folder / "bare")
