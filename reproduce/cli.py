@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import os
 import shutil
@@ -341,6 +342,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in argv
     argv = [item for item in argv if item != "--debug"]
     quiet = os.environ.get("RANK", "0") != "0"
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold bytes that no text has
+        sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, lambda number, _: _stop(number, quiet, debug))
     try:
         result = app(args=argv, prog_name="w2vrep", standalone_mode=False)
