@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     import pandas as pd
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -215,16 +218,14 @@ class Speech:
         return torch.from_numpy(waveform)
 
 
-def prefetch(
-    make: Callable[[int], list[Batch]], first: int, last: int
-) -> Generator[list[Batch], None, None]:
+def prefetch(make: Callable[[int], T], first: int, last: int) -> Generator[T, None, None]:
     """``make(first) .. make(last)``, each made in a thread while the one before it is used."""
     if first > last:
         return
     with ThreadPoolExecutor(1) as pool:
-        ahead: Future[list[Batch]] = pool.submit(make, first)
+        ahead: Future[T] = pool.submit(make, first)
         for position in range(first + 1, last + 2):
-            batches = ahead.result()
+            made = ahead.result()
             if position <= last:
                 ahead = pool.submit(make, position)
-            yield batches
+            yield made

@@ -250,9 +250,9 @@ class Encoder(nn.Module):
         """
         batch, total = len(waveform), self.frames(waveform.shape[1])
         if mask is not None:
-            _check_mask(mask, (batch, total), "mask")
+            check_mask(mask, (batch, total), "mask")
         if wanted is not None:
-            _check_mask(wanted.where, (batch, total), "wanted")
+            check_mask(wanted.where, (batch, total), "wanted")
         extracted = self._extract(waveform)
         device = waveform.device
         padded = None
@@ -261,7 +261,7 @@ class Encoder(nn.Module):
         else:
             frame_lengths = self.frames(lengths)
             ragged = self.config.extractor == "layer_norm" and bool((frame_lengths < total).any())
-            frame_lengths = frame_lengths.to(device)
+            frame_lengths = frame_lengths.to(device, non_blocking=True)
             if ragged:
                 padded = torch.arange(total, device=device) >= frame_lengths[:, None]
 
@@ -271,7 +271,7 @@ class Encoder(nn.Module):
             embedding = self.mask_embedding.to(hidden.dtype)
             hidden = torch.where(mask.to(device, non_blocking=True)[..., None], embedding, hidden)
         if channel_mask is not None:
-            _check_mask(channel_mask, (batch, hidden.shape[2]), "channel_mask")
+            check_mask(channel_mask, (batch, hidden.shape[2]), "channel_mask")
             hidden = hidden.masked_fill(channel_mask.to(device)[:, None], 0.0)
         return EncoderOutput(self._transform(hidden, padded, wanted), frame_lengths, extracted)
 
@@ -507,7 +507,8 @@ def _fused(projections: list[nn.Linear], inputs: Tensor) -> tuple[Tensor, ...]:
     return linear(inputs, weight, bias).chunk(len(projections), dim=-1)
 
 
-def _check_mask(mask: Tensor, shape: tuple[int, int], name: str) -> None:
+def check_mask(mask: Tensor, shape: tuple[int, int], name: str) -> None:
+    """Raises ValueError for a mask of another type or shape."""
     if mask.shape != shape or mask.dtype != torch.bool:
         raise ValueError(
             f"{name} is {mask.dtype} {list(mask.shape)}; these waveforms need bool {list(shape)}"

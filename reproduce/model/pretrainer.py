@@ -11,13 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from reproduce.model.encoder import Encoder, EncoderConfig, EncoderOutput
+from reproduce.model.encoder import Encoder, EncoderConfig, EncoderOutput, check_mask
 from reproduce.model.operations import dropout
 from reproduce.model.precision import full_precision
 from reproduce.model.quantizer import GumbelQuantizer
-from reproduce.objective.contrastive import contrastive
+from reproduce.objective.contrastive import Comparison, compare, contrastive
 from reproduce.objective.diversity import DiversityForm, diversity, perplexity
-from reproduce.objective.frames import Frames
 
 GUMBEL_TEMPERATURE = 2.0
 """Where wav2vec 2.0 starts (appendix A)."""
@@ -110,6 +109,7 @@ class PretrainingModel(nn.Module):
         mask: Tensor | None = None,
         negatives: Tensor | None = None,
         *,
+        comparison: Comparison | None = None,
         gumbel_noise: Tensor | None = None,
         gumbel_temperature: float | None = None,
         generator: torch.Generator | None = None,
@@ -126,6 +126,7 @@ class PretrainingModel(nn.Module):
             negatives: int64 [B, F, K], read at masked frames, or [N, K] in the mask's row-major
                 order: positions in 0..F-1 of the same utterance. Frames outside the mask are
                 quantized too where drawn.
+            comparison: what `compare` makes of mask and negatives, in their place.
             gumbel_noise: noise of train mode [M, G, V] for the M frames that are quantized (the
                 masked ones, if all negatives are masked frames); None: drawn.
             gumbel_temperature: of train mode; None: 2.0.
@@ -134,16 +135,15 @@ class PretrainingModel(nn.Module):
         Raises:
             ValueError: mask or negatives missing, of a wrong shape or outside the utterance.
         """
-        if mask is None or negatives is None:
-            raise ValueError("the loss needs mask and negatives")
         device = waveform.device
-        masked = Frames(mask, device)
-        encoded: EncoderOutput = self.encoder(waveform, lengths, mask, wanted=masked)
-        drawn, drawn_from = _resolve_negatives(negatives.to(mask.device), masked)
-        quantized, counted = masked, None
-        if not torch.equal(drawn_from, mask):
-            quantized = Frames(drawn_from, device)
-            counted = masked.sent(mask[drawn_from])
+        if comparison is None:
+            if mask is None or negatives is None:
+                raise ValueError("the loss needs mask and negatives")
+            check_mask(mask, (len(waveform), self.encoder.frames(waveform.shape[1])), "mask")
+            comparison = compare(mask, negatives, device)
+        masked, quantized = comparison.masked, comparison.quantized
+        counted = comparison.counted
+        encoded: EncoderOutput = self.encoder(waveform, lengths, masked.where, wanted=masked)
         with full_precision(device):
             dtype = self.project_hid.weight.dtype
             quantizer_output = self.quantizer(
@@ -157,9 +157,7 @@ class PretrainingModel(nn.Module):
                 self.project_hid(encoded.features.to(dtype)),
                 self.project_q(quantizer_output.codevectors),
                 quantizer_output.codes,
-                drawn,
-                masked,
-                quantized,
+                comparison,
                 entries=self.quantizer.entries,
                 temperature=self.temperature,
                 remove_collisions=self.remove_collisions,
@@ -179,26 +177,3 @@ class PretrainingModel(nn.Module):
                 codevectors=codevectors,
                 lengths=encoded.lengths,
             )
-
-
-def _resolve_negatives(negatives: Tensor, masked: Frames) -> tuple[Tensor, Tensor]:
-    """Negatives as [N, K], and the frames to quantize [B, F]: the masked and the drawn ones."""
-    mask, rows = masked.where, masked.rows
-    if negatives.dim() == 3 and negatives.shape[:2] == mask.shape:
-        negatives = negatives[mask]
-    elif negatives.dim() != 2 or len(negatives) != len(rows):
-        raise ValueError(
-            f"negatives {list(negatives.shape)} don't fit a mask {list(mask.shape)} of {len(rows)} "
-            "frames: [B, F, K] or [N, K]"
-        )
-    if negatives.numel() == 0:
-        return negatives.long(), mask
-    frames = mask.shape[1]
-    if negatives.min() < 0 or negatives.max() >= frames:
-        raise ValueError(
-            f"negatives {int(negatives.min())}..{int(negatives.max())} outside 0..{frames - 1}"
-        )
-    negatives = negatives.long()
-    quantized = mask.clone()
-    quantized[rows[:, None].expand_as(negatives), negatives] = True
-    return negatives, quantized

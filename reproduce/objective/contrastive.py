@@ -58,13 +58,73 @@ def info_nce(
     return ContrastiveTerms(loss, chance, kept.sum(), count)
 
 
+class Comparison:
+    """Which frames are masked, which are quantized, and which of these each masked one meets.
+
+    Made where mask and negatives are (on the CPU, ahead of time), used where the model is.
+
+    Args:
+        masked: the masked frames.
+        quantized: frames that have a target; they hold the masked ones and all negatives.
+        negatives: frames drawn as distractors [N, K], positions in 0..F-1 of the same utterance.
+
+    Attributes:
+        counted: quantized frames that are masked [M] bool; None: all of them.
+        index: own and drawn targets of each masked frame [N, 1 + K], among the M.
+        within: the same, among the targets of the utterance.
+    """
+
+    def __init__(self, masked: Frames, quantized: Frames, negatives: Tensor) -> None:
+        self.masked, self.quantized = masked, quantized
+        rows = masked.rows[:, None]
+        compared = torch.cat([masked.frames[:, None], negatives], dim=1)  # [N, 1 + K]
+        index = quantized.where.flatten().cumsum(0).view_as(quantized.where) - 1  # [B, F] -> 0..M-1
+        index = index[rows, compared]
+        self.index = masked.sent(index)
+        self.within = masked.sent(index - quantized.first[rows])
+        alike = len(masked) == len(quantized)
+        self.counted = None if alike else masked.sent(masked.where[quantized.where])
+
+
+def compare(mask: Tensor, negatives: Tensor, device: torch.device) -> Comparison:
+    """The comparison of all masked frames with their negatives.
+
+    Args:
+        mask: masked frames [B, F] bool.
+        negatives: int64 [B, F, K], read at masked frames, or [N, K] in the mask's row-major order:
+            positions in 0..F-1 of the same utterance. Frames outside the mask are quantized too
+            where drawn.
+        device: where the values will be.
+
+    Raises:
+        ValueError: negatives of a wrong shape or outside the utterance.
+    """
+    masked = Frames(mask, device)
+    negatives = negatives.to(mask.device)
+    if negatives.dim() == 3 and negatives.shape[:2] == mask.shape:
+        negatives = negatives[mask]
+    elif negatives.dim() != 2 or len(negatives) != len(masked):
+        raise ValueError(
+            f"negatives {list(negatives.shape)} don't fit a mask {list(mask.shape)} of "
+            f"{len(masked)} frames: [B, F, K] or [N, K]"
+        )
+    frames, drawn_from = mask.shape[1], mask
+    if negatives.numel():
+        if negatives.min() < 0 or negatives.max() >= frames:
+            raise ValueError(
+                f"negatives {int(negatives.min())}..{int(negatives.max())} outside 0..{frames - 1}"
+            )
+        drawn_from = mask.clone()
+        drawn_from[masked.rows[:, None].expand_as(negatives), negatives.long()] = True
+    quantized = masked if torch.equal(drawn_from, mask) else Frames(drawn_from, device)
+    return Comparison(masked, quantized, negatives.long())
+
+
 def contrastive(
     predictions: Tensor,
     targets: Tensor,
     codes: Tensor,
-    negatives: Tensor,
-    masked: Frames,
-    quantized: Frames,
+    comparison: Comparison,
     *,
     entries: int,
     temperature: float = 0.1,
@@ -79,29 +139,21 @@ def contrastive(
         predictions: projected transformer outputs of the masked frames [N, D].
         targets: projected quantized frames [M, D].
         codes: their codes [M, G].
-        negatives: frames drawn as distractors [N, K], positions in 0..F-1 of the same utterance,
-            all of them in ``quantized``; on the masks' device.
-        masked: the masked frames.
-        quantized: frames that have a target; they hold the masked ones.
+        comparison: which of them each masked frame meets.
         entries: V, codes are 0..V-1.
         temperature: kappa, divides the cosines.
         remove_collisions: leave out distractors whose codes all equal the positive's.
     """
-    rows = masked.rows[:, None]
-    compared = torch.cat([masked.frames[:, None], negatives], dim=1)  # [N, 1 + K]
-    index = quantized.where.flatten().cumsum(0).view_as(quantized.where) - 1  # [B, F] -> 0..M-1
-    index = index[rows, compared]
-    within = masked.sent(index - quantized.first[rows])  # 0..targets of the utterance
-
+    masked, quantized = comparison.masked, comparison.quantized
     similarity = torch.bmm(
         masked.spread(normalize(predictions, dim=-1, eps=COSINE_EPS)),
         quantized.spread(normalize(targets, dim=-1, eps=COSINE_EPS)).transpose(1, 2),
     )
-    logits = masked.gather(similarity).gather(1, within) / temperature
+    logits = masked.gather(similarity).gather(1, comparison.within) / temperature
 
     removed = None
     if remove_collisions:
-        identity = code_identity(codes, entries)[masked.sent(index)]  # [N, 1 + K, words]
+        identity = code_identity(codes, entries)[comparison.index]  # [N, 1 + K, words]
         removed = (identity[:, 1:] == identity[:, :1]).all(dim=2)
     return info_nce(logits[:, 0], logits[:, 1:], removed)
 

@@ -34,7 +34,9 @@ class Frames:
         return len(self.rows)
 
     def sent(self, index: Tensor) -> Tensor:
-        """An index on the values' device."""
+        """An index on the values' device, which nobody waits for."""
+        if self.device.type == "cuda" and index.device.type == "cpu":
+            index = index.pin_memory()
         return index.to(self.device, non_blocking=True)
 
     def pick(self, values: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from reproduce.model.interop import save_huggingface
 from reproduce.model.masking import drop_lonely, sample_negatives, span_mask
 from reproduce.model.pretrainer import PretrainingModel
 from reproduce.objective.codes import code_counts, code_nmi_table
+from reproduce.objective.contrastive import Comparison, compare
 from reproduce.objective.icsl import codebook_similarity, icsl
 from reproduce.position import derive_seed, generator
 from reproduce.recipe.schema import Model, Pretrain, Recipe
@@ -88,6 +90,21 @@ def build_model(model: Model, section: Pretrain, seed: int) -> PretrainingModel:
     )
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What an update compares, drawn by position.
+
+    Attributes:
+        counts: masked frames of each micro-batch of all ranks.
+        frames: frames that the masks could have covered, all micro-batches together.
+        comparisons: index -> which frames this rank's micro-batch compares.
+    """
+
+    counts: list[int]
+    frames: int
+    comparisons: dict[int, Comparison]
+
+
 class PretrainTask(Task):
     """Contrastive, diversity and inter-codebook similarity loss of one arm."""
 
@@ -117,21 +134,31 @@ class PretrainTask(Task):
             gumbel.start, gumbel.floor, gumbel.factor, section.updates
         )
         self.first_codebooks = model.quantizer.codebooks().detach().cpu().numpy().copy()
-        self.masks: list[np.ndarray] = []
-        self.valid_frames = 0
+        self.draws = Draws([], 0, {})
         self.codes: np.ndarray | None = None
         self.last_valid: Row = {}
 
     # -------------------------------------------------------------------------------- one update
 
-    def begin_update(self, update: int, micro_batches: Sequence[Sequence[int]]) -> None:
-        self.model.train()
-        self.masks, self.valid_frames = [], 0
+    def look_ahead(
+        self, update: int, micro_batches: Sequence[Sequence[int]], own: Sequence[int]
+    ) -> Draws:
+        counts, total, comparisons = [], 0, {}
         for index, positions in enumerate(micro_batches):
             rng = generator(self.seed, "mask", update, index)
             mask, frames = self._mask(self.train.lengths(positions), rng)
-            self.masks.append(mask)
-            self.valid_frames += frames
+            counts.append(int(mask.sum()))
+            total += frames
+            if index in own:
+                rng = generator(self.seed, "negatives", update, index)
+                comparisons[index] = self._compare(mask, rng)
+        return Draws(counts, total, comparisons)
+
+    def begin_update(
+        self, update: int, micro_batches: Sequence[Sequence[int]], ahead: Draws
+    ) -> None:
+        self.model.train()
+        self.draws = ahead
 
     def _mask(self, lengths: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, int]:
         """The mask of a batch [B, F] and the frames it could have covered."""
@@ -151,24 +178,22 @@ class PretrainTask(Task):
         )
         return drop_lonely(mask)[0], sum(frames)
 
+    def _compare(self, mask: np.ndarray, rng: np.random.Generator) -> Comparison:
+        """The masked frames with negatives drawn for them."""
+        negatives = sample_negatives(mask, self.section.contrastive.negatives, rng)
+        return compare(torch.from_numpy(mask), torch.from_numpy(negatives), self.device)
+
     def counts(self, micro_batches: Sequence[Sequence[int]]) -> list[int]:
-        return [int(mask.sum()) for mask in self.masks]
+        return self.draws.counts
 
     def forward(self, update: int, index: int, batch: Batch) -> dict[str, Terms]:
         noise = torch.Generator(self.device)
         noise.manual_seed(derive_seed(self.seed, "gumbel", update, index))
-        mask = self.masks[index]
-        negatives = sample_negatives(
-            mask,
-            self.section.contrastive.negatives,
-            generator(self.seed, "negatives", update, index),
-        )
         with autocast(self.context):
             out = self.model(
                 batch.waveform.to(self.device, non_blocking=True),
                 batch.lengths,
-                torch.from_numpy(mask),
-                torch.from_numpy(negatives),
+                comparison=self.draws.comparisons[index],
                 gumbel_temperature=self.temperature(update),
                 generator=noise,
             )
@@ -202,13 +227,13 @@ class PretrainTask(Task):
 
         The share is |g_icsl| / (|g_icsl| + |g_rest|), norms over the codevectors' gradient.
         """
-        counts = [int(mask.sum()) for mask in self.masks]
+        counts = self.draws.counts
         scales = weights or [1.0] * len(counts)
         coefficients = [self._icsl_coefficient(count) for count in counts]
         sent = sum(w * c for w, c in zip(scales, coefficients, strict=True)) / divisor
         frames = sum(w * n for w, n in zip(scales, counts, strict=True)) / divisor
         row: Row = {
-            "mask_fraction": sum(counts) / self.valid_frames,
+            "mask_fraction": sum(counts) / self.draws.frames,
             "icsl_effective_weight": sent / frames if frames else 0.0,
         }
         due = update % self.section.gradient_share_every == 0 or update == 1
@@ -264,18 +289,9 @@ class PretrainTask(Task):
         batch = self.valid.collate(positions)
         lengths = self.valid.lengths(positions)
         mask, frames = self._mask(lengths, generator(self.seed, "valid mask", *where))
-        negatives = sample_negatives(
-            mask,
-            self.section.contrastive.negatives,
-            generator(self.seed, "valid negatives", *where),
-        )
+        comparison = self._compare(mask, generator(self.seed, "valid negatives", *where))
         with autocast(self.context):
-            out = self.model(
-                batch.waveform.to(self.device),
-                batch.lengths,
-                torch.from_numpy(mask),
-                torch.from_numpy(negatives),
-            )
+            out = self.model(batch.waveform.to(self.device), batch.lengths, comparison=comparison)
         return {
             "contrastive_loss": float(out.contrastive_loss),
             "chance_loss": float(out.chance_loss),

@@ -74,7 +74,9 @@ class FinetuneTask(Task):
 
     # -------------------------------------------------------------------------------- one update
 
-    def begin_update(self, update: int, micro_batches: Sequence[Sequence[int]]) -> None:
+    def begin_update(
+        self, update: int, micro_batches: Sequence[Sequence[int]], ahead: None
+    ) -> None:
         self.micro_batches = len(micro_batches)
         utterances = sum(len(positions) for positions in micro_batches)
         frames = sum(self._quantized_frames(positions) for positions in micro_batches)

@@ -106,8 +106,16 @@ class Task(ABC):
     total_names: tuple[str, ...] = ()
     """Those of them whose column is the sum since the last row, not the mean."""
 
+    def look_ahead(  # noqa: B027
+        self, update: int, micro_batches: Sequence[Sequence[int]], own: Sequence[int]
+    ) -> Any:
+        """What `begin_update` takes beside the micro-batches: a function of their position.
+
+        Made in a thread while the update before is trained. ``own``: this rank's micro-batches.
+        """
+
     @abstractmethod
-    def begin_update(self, update: int, micro_batches: Sequence[Sequence[int]]) -> None:
+    def begin_update(self, update: int, micro_batches: Sequence[Sequence[int]], ahead: Any) -> None:
         """Before the first forward of an update, on every rank."""
 
     @abstractmethod
@@ -237,7 +245,7 @@ class Loop:
             dynamic_ncols=True,
             leave=False,
         )
-        batches = prefetch(self._collate, first, last)
+        batches = prefetch(self._look_ahead, first, last)
         with StopRequest() as stop, bar, closing(batches):
             for update in range(first, last + 1):
                 number = self._update(update, next(batches), stop)
@@ -260,21 +268,24 @@ class Loop:
                 signal_number=number,
             )
 
-    def _collate(self, update: int) -> list[Batch]:
-        """This rank's micro-batches of an update."""
-        mine = self.ranks.mine(self.plan.update(update))
+    def _look_ahead(self, update: int) -> tuple[list[Batch], Any]:
+        """This rank's micro-batches of an update, and what the task makes of them beforehand."""
+        micro = self.plan.update(update)
+        mine = self.ranks.mine(micro)
         seed = self.settings.seed
-        return [
+        batches = [
             self.speech.collate(b, generator(seed, "crop", update, j)).pinned(self.ranks.device)
             for j, b in mine
         ]
+        return batches, self.task.look_ahead(update, micro, [j for j, _ in mine])
 
-    def _update(self, update: int, batches: list[Batch], stop: StopRequest) -> int:
+    def _update(self, update: int, made: tuple[list[Batch], Any], stop: StopRequest) -> int:
         """One optimizer step; returns the signal that any rank received."""
         settings, ranks = self.settings, self.ranks
         micro = self.plan.update(update)
         active = [learner for learner in self.learners if learner.active]
-        self.task.begin_update(update, micro)
+        batches, ahead = made
+        self.task.begin_update(update, micro, ahead)
         counts = self.task.counts(micro)
         weights = micro_batch_weights(settings.gradient, counts, settings.accumulation)
         divisor = float(max(1, sum(counts))) if weights is None else 1.0
@@ -290,7 +301,7 @@ class Loop:
             totals.add(terms)
         gradients = [learner.gradients() for learner in active]
         ranks.sum_([gradient for group in gradients for gradient in group])
-        totals.add_stop(stop.signal_number)
+        totals.close(stop.signal_number)
         ranks.sum_([totals.values])
         values, number = totals.read()
         for group in gradients:
@@ -466,12 +477,16 @@ class Loop:
 
 
 class _Totals:
-    """Sums and counts of an update for all learners in one tensor, so that ranks meet once."""
+    """Sums and counts of an update for all learners in one tensor, so that ranks meet once.
+
+    What the host knows waits there: nobody waits for the device before the update ends.
+    """
 
     def __init__(self, names: Sequence[str], learners: Sequence[str], device: torch.device) -> None:
         self.names, self.learners = list(names), list(learners)
         size = len(self.learners) * len(self.names) * 2 + 2
         self.values = torch.zeros(size, dtype=torch.float64, device=device)
+        self.known, self.nothing = [0.0] * size, self.values.new_zeros(())
 
     def add(self, terms: Mapping[str, Terms]) -> None:
         flat: list[Tensor | float] = []
@@ -482,16 +497,22 @@ class _Totals:
                 raise KeyError(f"metrics not in metric_names: {sorted(unknown)}")
             for name in self.names:
                 flat.extend(metrics.get(name, (0.0, 0.0)))
-        device = self.values.device
-        stacked = torch.stack(
-            [torch.as_tensor(v, dtype=torch.float64, device=device).detach() for v in flat]
-        )
-        self.values[:-2] += stacked
+        computed = [self.nothing] * len(flat)
+        for place, value in enumerate(flat):
+            if isinstance(value, Tensor) and value.device == self.values.device:
+                computed[place] = value.detach().double()
+            else:
+                self.known[place] += float(value)
+        self.values[:-2] += torch.stack(computed)
 
-    def add_stop(self, number: int) -> None:
-        """SIGINT and SIGTERM are counted apart, so that ranks agree on which arrived."""
-        self.values[-2] += float(number == signal.SIGINT)
-        self.values[-1] += float(number == signal.SIGTERM)
+    def close(self, number: int) -> None:
+        """Nothing more is added but the signal that arrived.
+
+        SIGINT and SIGTERM are counted apart, so that ranks agree on which arrived.
+        """
+        self.known[-2] = float(number == signal.SIGINT)
+        self.known[-1] = float(number == signal.SIGTERM)
+        self.values += torch.tensor(self.known, dtype=torch.float64, device=self.values.device)
 
     def read(self) -> tuple[dict[str, dict[str, tuple[float, float]]], int]:
         """Learner -> name -> (sum, count), and the signal that any rank received (0: none)."""

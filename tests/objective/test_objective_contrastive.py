@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reproduce.objective.contrastive import code_identity, contrastive, info_nce
+from reproduce.objective.contrastive import Comparison, code_identity, contrastive, info_nce
 from reproduce.objective.frames import Frames
 
 TEMPERATURE = 0.1
@@ -72,9 +72,7 @@ def test_is_the_slow_loop(seed: int, extra: bool, remove: bool) -> None:
         inputs["predictions"],
         inputs["targets"],
         inputs["codes"],
-        inputs["negatives"],
-        Frames(inputs["mask"]),
-        Frames(inputs["quantized"]),
+        Comparison(Frames(inputs["mask"]), Frames(inputs["quantized"]), inputs["negatives"]),
         entries=2,
         temperature=TEMPERATURE,
         remove_collisions=remove,
@@ -118,9 +116,7 @@ def test_no_masked_frame_gives_zero_with_a_graph() -> None:
         predictions,
         torch.zeros(0, 5),
         torch.zeros(0, 2, dtype=torch.int64),
-        torch.zeros(0, 4, dtype=torch.int64),
-        nothing,
-        nothing,
+        Comparison(nothing, nothing, torch.zeros(0, 4, dtype=torch.int64)),
         entries=3,
     )
     terms.loss.backward()

@@ -130,10 +130,10 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """SIGTERM in the middle of an update."""
     begin = FinetuneTask.begin_update
 
-    def begin_and_signal(self: FinetuneTask, update: int, micro: Any) -> None:
+    def begin_and_signal(self: FinetuneTask, update: int, *more: Any) -> None:
         if update == at:
             os.kill(os.getpid(), signal.SIGTERM)
-        begin(self, update, micro)
+        begin(self, update, *more)
 
     monkeypatch.setattr(FinetuneTask, "begin_update", begin_and_signal)
 

@@ -62,7 +62,9 @@ class Fit(Task):
         self.stop_at = (0, 0)
         self.valid = 1.0
 
-    def begin_update(self, update: int, micro_batches: Sequence[Sequence[int]]) -> None:
+    def begin_update(
+        self, update: int, micro_batches: Sequence[Sequence[int]], ahead: None
+    ) -> None:
         self.seen.append(update)
 
     def counts(self, micro_batches: Sequence[Sequence[int]]) -> list[int]:
