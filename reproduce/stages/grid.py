@@ -76,8 +76,15 @@ def open_context(
     tf32 = recipe.compute.precision != "float32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
+    section = getattr(recipe, stage)
     if ranks.main:
         save_recipe(recipe, work)
+        if ranks.world > section.accumulation:
+            print(
+                f"warning: {ranks.world} processes share {section.accumulation} micro-batches an "
+                f"update: raise {stage}.accumulation and lower {stage}.batch_size",
+                file=sys.stderr,
+            )
     return Context(recipe, work, manifest, ranks, stage, more_settings)
 
 

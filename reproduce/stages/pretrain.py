@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reproduce.data.batches import Batch, Speech
+from reproduce.data.batches import Batch, Speech, prefetch
 from reproduce.model.encoder import EncoderConfig
 from reproduce.model.interop import save_huggingface
 from reproduce.model.masking import drop_lonely, sample_negatives, span_mask
@@ -261,7 +261,9 @@ class PretrainTask(Task):
         size = self.section.validation.batch_size
         positions = list(range(len(self.valid)))
         batches = [positions[i : i + size] for i in range(0, len(positions), size)]
-        own = [(i, self._validate_batch(i, batch, update)) for i, batch in ranks.mine(batches)]
+        mine = ranks.mine(batches)
+        made = prefetch(lambda k: self._look_at(*mine[k], update), 0, len(mine) - 1)
+        own = [(i, self._validate_batch(*given)) for (i, _), given in zip(mine, made, strict=True)]
         parts = sorted((p for part in ranks.gather(own) for p in part), key=lambda p: p[0])
         sums = {name: sum(part[name] for _, part in parts) for name in _VALID_SUMS}
         codes = np.concatenate([part["codes"] for _, part in parts])
@@ -284,19 +286,24 @@ class PretrainTask(Task):
         self.last_valid = row
         return {self.name: row}
 
-    def _validate_batch(self, index: int, positions: list[int], update: int) -> dict[str, Any]:
+    def _look_at(
+        self, index: int, positions: list[int], update: int
+    ) -> tuple[Batch, Comparison, int]:
+        """A batch of validation, what it compares, and the frames its mask could have covered."""
         where = (index, update) if self.section.validation.redraw else (index,)
-        batch = self.valid.collate(positions)
+        batch = self.valid.collate(positions).pinned(self.device)
         lengths = self.valid.lengths(positions)
         mask, frames = self._mask(lengths, generator(self.seed, "valid mask", *where))
         comparison = self._compare(mask, generator(self.seed, "valid negatives", *where))
+        return batch, comparison, frames
+
+    def _validate_batch(self, batch: Batch, comparison: Comparison, frames: int) -> dict[str, Any]:
         with autocast(self.context):
             out = self.model(batch.waveform.to(self.device), batch.lengths, comparison=comparison)
+        sums = (out.contrastive_loss, out.chance_loss, out.diversity_loss, out.negatives_kept)
+        read = torch.stack([value.double() for value in sums]).tolist()  # waits once
         return {
-            "contrastive_loss": float(out.contrastive_loss),
-            "chance_loss": float(out.chance_loss),
-            "diversity_loss": float(out.diversity_loss),
-            "negatives_kept": float(out.negatives_kept),
+            **dict(zip(_VALID_SUMS, read)),
             "count": out.masked_frames,
             "frames": frames,
             "codes": out.codes.cpu().numpy(),
