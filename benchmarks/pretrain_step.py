@@ -116,7 +116,12 @@ class Ours(Arm):
         return (out.contrastive_loss + DIVERSITY * out.diversity_loss) / out.masked_frames
 
     def without_encoder(self, features: Tensor, extracted: Tensor) -> None:
+        frames = self.frames
+
         class Given(nn.Module):
+            def frames(self, samples: int) -> int:
+                return frames
+
             def forward(
                 self, waveform: Tensor, lengths: None, mask: Tensor, *, wanted: Frames
             ) -> EncoderOutput:
