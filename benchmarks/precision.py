@@ -5,7 +5,7 @@
 
 Prepares the recipe's data once, trains one arm and seed in each precision, and prints validation
 losses side by side. Masks, negatives, Gumbel noise and dropout are those of (seed, update), so the
-runs differ by rounding alone.
+runs differ by rounding, and on CUDA by what dropout draws for each type.
 """
 
 from __future__ import annotations
