@@ -303,7 +303,7 @@ class PretrainTask(Task):
         sums = (out.contrastive_loss, out.chance_loss, out.diversity_loss, out.negatives_kept)
         read = torch.stack([value.double() for value in sums]).tolist()  # waits once
         return {
-            **dict(zip(_VALID_SUMS, read)),
+            **dict(zip(_VALID_SUMS[:4], read, strict=True)),
             "count": out.masked_frames,
             "frames": frames,
             "codes": out.codes.cpu().numpy(),
