@@ -12,6 +12,7 @@ from typing import Any
 from reproduce.records import Stage
 from reproduce.report.caveats import caveat
 from reproduce.report.claims import ClaimResult, PartResult
+from reproduce.report.latex import latex_table
 from reproduce.report.measured import LOSS, Work, codebooks_of, icsl_of, levels_of
 from reproduce.report.published import PRINTED_SPLIT, Published, PublishedNumber
 from reproduce.report.statistics import (
@@ -94,22 +95,8 @@ class Table:
         )
 
     def latex(self) -> str:
-        """A booktabs tabular; numbers flush right."""
-        numeric = [
-            any(row[k] for row in self.rows) and all(_is_number(row[k]) for row in self.rows)
-            for k in range(len(self.columns))
-        ]
-        lines = [
-            "% needs \\usepackage{booktabs}",
-            f"\\begin{{tabular}}{{{''.join('r' if right else 'l' for right in numeric)}}}",
-            "\\toprule",
-            " & ".join(latex_escape(column) for column in self.columns) + " \\\\",
-            "\\midrule",
-            *(" & ".join(latex_escape(cell) for cell in row) + " \\\\" for row in self.rows),
-            "\\bottomrule",
-            "\\end{tabular}",
-        ]
-        return "\n".join(lines) + "\n"
+        """A booktabs tabular for print, without the columns that are empty."""
+        return latex_table(self.columns, self.rows)
 
 
 def rows(published: Published, stage: Stage, works: Sequence[Work]) -> list[Row]:
@@ -301,15 +288,6 @@ def rounded(value: float | None, decimals: int) -> str:
     return f"{value:z.{decimals}f}"
 
 
-def latex_escape(text: str) -> str:
-    """Text as LaTeX prints it."""
-    special = {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-        **{c: f"\\{c}" for c in "&%$#_{}"},
-    }  # fmt: skip
-    return "".join(special.get(c, c) for c in text)
-
-
 def as_data(row: Row) -> dict[str, Any]:
     """A row in full precision, for ``summary.json``."""
     return {
@@ -349,11 +327,3 @@ def _text(value: int | None) -> str:
 
 def _yes(value: bool | None) -> str:
     return "" if value is None else "yes" if value else "no"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text or "0")
-    except ValueError:
-        return False
-    return True

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reproduce.data.batches import Batch, Speech, prefetch
+from reproduce.data.batches import Batch, Speech
 from reproduce.model.encoder import EncoderConfig
 from reproduce.model.interop import save_huggingface
 from reproduce.model.masking import drop_lonely, sample_negatives, span_mask
@@ -22,6 +22,7 @@ from reproduce.position import derive_seed, generator
 from reproduce.recipe.schema import Model, Pretrain, Recipe
 from reproduce.records import AT_CHANCE_MARGIN, Outcome, RunRecord, WorkFolder
 from reproduce.stages.grid import Context, open_context, run_grid
+from reproduce.stages.validation import over_batches
 from reproduce.stages.wiring import (
     adamw,
     autocast,
@@ -258,15 +259,15 @@ class PretrainTask(Task):
     def validate(self, update: int, ranks: Ranks) -> dict[str, Row]:
         """Means over the validation frames; ranks share the batches, sums are in batch order."""
         self.model.eval()
-        size = self.section.validation.batch_size
-        positions = list(range(len(self.valid)))
-        batches = [positions[i : i + size] for i in range(0, len(positions), size)]
-        mine = ranks.mine(batches)
-        made = prefetch(lambda k: self._look_at(*mine[k], update), 0, len(mine) - 1)
-        own = [(i, self._validate_batch(*given)) for (i, _), given in zip(mine, made, strict=True)]
-        parts = sorted((p for part in ranks.gather(own) for p in part), key=lambda p: p[0])
-        sums = {name: sum(part[name] for _, part in parts) for name in _VALID_SUMS}
-        codes = np.concatenate([part["codes"] for _, part in parts])
+        parts = over_batches(
+            len(self.valid),
+            self.section.validation.batch_size,
+            ranks,
+            lambda number, positions: self._look_at(number, positions, update),
+            lambda made: self._validate_batch(*made),
+        )
+        sums = {name: sum(part[name] for part in parts) for name in _VALID_SUMS}
+        codes = np.concatenate([part["codes"] for part in parts])
         self.codes = codes
         count = sums["count"]
         entries = self.section.quantizer.entries

@@ -24,6 +24,7 @@ from reproduce.position import generator
 from reproduce.recipe.schema import Finetune
 from reproduce.records import HYPOTHESES_COLUMNS, Outcome, write_text
 from reproduce.stages.grid import Context
+from reproduce.stages.validation import over_batches
 from reproduce.stages.wiring import autocast
 from reproduce.training.distributed import Ranks
 from reproduce.training.loop import Learner, Row, Task, Terms
@@ -223,15 +224,17 @@ class FinetuneTask(Task):
     def validate(self, update: int, ranks: Ranks) -> dict[str, Row]:
         """CTC loss, error rates and blank rate over the whole validation set."""
         self.recognizer.eval()
-        size = self.section.validation.batch_size
-        positions = list(range(len(self.valid)))
-        batches = [positions[i : i + size] for i in range(0, len(positions), size)]
-        own = [(i, self._validate_batch(batch)) for i, batch in ranks.mine(batches)]
-        parts = sorted((p for part in ranks.gather(own) for p in part), key=lambda p: p[0])
+        parts = over_batches(
+            len(self.valid),
+            self.section.validation.batch_size,
+            ranks,
+            lambda _, positions: self.valid.collate(positions).pinned(self.device),
+            self._validate_batch,
+        )
         references = [self.vocabulary.normalize(text) for text in self.valid.texts]
         rows: dict[str, Row] = {}
         for arm in self.recognizer.heads.arms:
-            found = _Validated.join([part[arm] for _, part in parts])
+            found = _Validated.join([part[arm] for part in parts])
             self.last_valid[arm] = found
             rows[self.names[arm]] = {
                 "ctc_loss": found.loss / len(references),
@@ -244,8 +247,7 @@ class FinetuneTask(Task):
             }
         return rows
 
-    def _validate_batch(self, positions: list[int]) -> dict[str, _Validated]:
-        batch = self.valid.collate(positions)
+    def _validate_batch(self, batch: Batch) -> dict[str, _Validated]:
         out = self._recognize(batch)
         targets, sizes = self._targets(batch.texts)
         found = {}
