@@ -335,10 +335,12 @@ class Encoder(nn.Module):
         if operations.has_own_convolutions(waveform):
             hidden = self._convolve(waveform)
         else:
-            hidden = waveform[:, None]
-            for layer in extractor.conv_layers:
-                hidden, _ = layer(hidden, None)
-            hidden = hidden.transpose(1, 2)
+            first, *others = extractor.conv_layers
+            hidden, before = first.conv(waveform[:, None]), first
+            for block in others:
+                hidden = operations.keep_convolutions(_activate_convolve, before, block, hidden)
+                before = block
+            hidden = _activate(before, hidden).transpose(1, 2)
         if self.config.extractor_gradient != 1.0:
             hidden = _ScaleGradient.apply(hidden, self.config.extractor_gradient)
         normalized: Tensor = projection.layer_norm(hidden)
@@ -485,6 +487,17 @@ class Encoder(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         nn.init.zeros_(transformer.pos_conv_embed.conv.bias)
+
+
+def _activate(block: Any, convolved: Tensor) -> Tensor:
+    """What follows a convolution: norm, if the block has one, and GELU."""
+    return gelu(convolved if block.layer_norm is None else block.layer_norm(convolved))
+
+
+def _activate_convolve(before: Any, block: Any, convolved: Tensor) -> Tensor:
+    """From the outputs of one block's convolution to those of the next one's [B, C, T]."""
+    outputs: Tensor = block.conv(_activate(before, convolved))
+    return outputs
 
 
 class _ScaleGradient(torch.autograd.Function):

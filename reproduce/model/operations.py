@@ -2,20 +2,27 @@
 
 B utterances, T time steps, C channels in, O channels out, F frames, H heads, D width.
 
-What is saved for the backward pass is what can't be had again cheaply: GELUs, softmaxes and the
-normalized first convolution are computed anew. The convolutions here are for float32 and float64
-on the CPU, where torch's own leave a third to a half of the processor idle; elsewhere the encoder
-takes torch's.
+What is saved for the backward pass is what can't be had again cheaply: norms, GELUs, softmaxes and
+the normalized first convolution are computed anew. The convolutions here are for float32 and
+float64 on the CPU, where torch's own leave a third to a half of the processor idle; elsewhere the
+encoder takes torch's (`keep_convolutions`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, pad
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 _gelu_backward = torch.ops.aten.gelu_backward
 
@@ -196,6 +203,30 @@ def has_own_convolutions(waveform: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not waveform.requires_grad
     )
+
+
+def keep_convolutions(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """``function(*inputs)``, of which the backward pass computes all but convolutions anew.
+
+    Of norm, GELU and convolution in a row, the inputs alone are then saved: under CUDA's autocast,
+    where norm and GELU are in float32, less than a third. For functions without random numbers.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(*inputs)
+    out: Tensor = checkpoint(
+        function,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=partial(create_selective_checkpoint_contexts, _convolutions_alone),
+    )
+    return out
+
+
+def _convolutions_alone(_: Any, operation: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    if operation is torch.ops.aten.convolution.default:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def convolve(
