@@ -259,8 +259,8 @@ class FinetuneTask(Task):
             found[arm] = _Validated(
                 float(ctc.loss),
                 int(ctc.zeroed),
-                blanks,
-                frames,
+                int(blanks),
+                int(frames),
                 [self.vocabulary.decode(ids) for ids in decoded],
                 None if sums is None else CodeSums(*(t.cpu() for t in sums.tensors())),
             )

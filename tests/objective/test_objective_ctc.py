@@ -108,5 +108,6 @@ def test_greedy_decoding_and_blank_rate() -> None:
     logits = torch.nn.functional.one_hot(best, 5).float()
     lengths = torch.tensor([7, 5, 6])
     assert greedy_decode(logits, lengths) == [[1, 1, 2], [3, 4], []]
-    assert blank_frames(logits, lengths) == (2 + 2 + 6, 18)
+    blanks, frames = blank_frames(logits, lengths)
+    assert (int(blanks), int(frames)) == (2 + 2 + 6, 18)
     assert greedy_decode(logits, lengths, blank=1) == [[0, 0, 2], [3, 0, 4], [0]]
