@@ -1,4 +1,4 @@
-"""A table as LaTeX, narrow enough for a page: intervals in one cell, caveats as notes under it."""
+"""A table as LaTeX, as narrow as it goes: intervals in one cell, caveats as notes under it."""
 
 from __future__ import annotations
 

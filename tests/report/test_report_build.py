@@ -434,6 +434,7 @@ def test_latex(built: tuple[Path, ReportSummary]) -> None:
     text = (built[0] / "table_pretrain.tex").read_text()
     assert "\\textit{corrected<b>\\_mini}} \\\\\n" in text
     assert "\nicsl\\_8cb & 8 & yes & 4.6120" in text
+    assert "\\begin{tabular}{lrlrlrrrl}" in text
 
 
 def test_a_copied_folder_and_two_side_by_side(
