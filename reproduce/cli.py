@@ -330,7 +330,7 @@ def _plan(
     arms: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> None:
-    from reproduce.stages.plan import plan_lines
+    from reproduce.grid.plan import plan_lines
 
     for line in plan_lines(recipe, folder, stages, arms, seeds):
         print(line)

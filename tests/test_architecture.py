@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     "errors", "shipped", "position", "records", "compat",
     "recipe", "report",
-    "data", "objective", "model", "training", "stages",
+    "data", "objective", "model", "training", "tasks", "grid", "stages",
     "cli", "__main__",
 ]  # fmt: skip
 # Rooms in the middle stand by themselves: flat arguments, no recipe, and no report.

@@ -33,8 +33,9 @@ import torch._dynamo
 from tqdm import tqdm
 
 import reproduce.cli
-import reproduce.stages.finetune
-import reproduce.stages.pretrain
+import reproduce.grid.claiming
+import reproduce.tasks.bank
+import reproduce.tasks.pretraining
 from reproduce.compat import import_torchaudio
 from reproduce.data.audio import Decoded
 from reproduce.data.batches import Batch, Speech
@@ -219,7 +220,7 @@ def command_keeping_checkpoints(arguments: Sequence[str]) -> None:
     """Those of finished runs stay, to look at the optimizer."""
     shutil = SimpleNamespace(rmtree=lambda path, ignore_errors: None)
     reproduce.training.loop.shutil = shutil  # type: ignore[attr-defined]
-    reproduce.stages.grid.shutil = shutil  # type: ignore[attr-defined]
+    reproduce.grid.claiming.shutil = shutil  # type: ignore[attr-defined]
     command(arguments)
 
 
@@ -267,8 +268,8 @@ def command_in_float64(arguments: Sequence[str]) -> None:
         return lambda *args, **kwargs: make(*args, **kwargs).double()
 
     Speech.collate = collate_double  # type: ignore[method-assign]
-    pretraining: Any = reproduce.stages.pretrain
-    finetuning: Any = reproduce.stages.finetune
+    pretraining: Any = reproduce.tasks.pretraining
+    finetuning: Any = reproduce.tasks.bank
     pretraining.build_model = double(pretraining.build_model)
     finetuning.load_encoder = double(finetuning.load_encoder)
     finetuning.HeadBank = double(finetuning.HeadBank)
@@ -277,7 +278,7 @@ def command_in_float64(arguments: Sequence[str]) -> None:
 
 def command_without_dropout(arguments: Sequence[str]) -> None:
     """In float64, the encoder that is fine-tuned without anything random in train mode."""
-    load_encoder = reproduce.stages.finetune.load_encoder
+    load_encoder = reproduce.tasks.bank.load_encoder
 
     def still(*args: Any) -> Any:
         encoder = load_encoder(*args)
@@ -285,7 +286,7 @@ def command_without_dropout(arguments: Sequence[str]) -> None:
         encoder.config = replace(encoder.config, **off)
         return encoder
 
-    reproduce.stages.finetune.load_encoder = still
+    reproduce.tasks.bank.load_encoder = still
     command_in_float64(arguments)
 
 

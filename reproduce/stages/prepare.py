@@ -6,46 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reproduce.data.audio import BYTES_PER_SAMPLE
 from reproduce.data.corpora import Corpus, provide_corpus, read_corpus
-from reproduce.data.disk import free_bytes, require_space, size, writing
+from reproduce.data.disk import require_space, writing
 from reproduce.data.estimate import estimate
 from reproduce.data.figure import FIGURE, draw_corpus
 from reproduce.data.manifest import kept_without_corpus, write_manifest
 from reproduce.data.summary import Summary
-from reproduce.errors import DataError, MissingCorpusError, UsageError
-from reproduce.recipe.dump import as_yaml
+from reproduce.errors import MissingCorpusError, UsageError
 from reproduce.recipe.schema import Recipe
-from reproduce.records import WorkFolder, write_text
-
-
-def corpus_options(recipe: Recipe) -> dict[str, Any]:
-    """What corpora may want to know; each takes what it needs.
-
-    Raises:
-        DataError: a path isn't UTF-8.
-    """
-    data = recipe.data
-    for key, value in (("root", data.root), ("transcripts", data.transcripts)):
-        shown = str(value or "").encode("utf-8", "backslashreplace").decode()
-        if value is not None and shown != value:
-            raise DataError(
-                f"the path {shown} isn't UTF-8", where=f"data.{key}", do="rename the folder or file"
-            )
-    options: dict[str, Any] = {
-        "root": Path(data.root) if data.root is not None else None,
-        "train_parts": data.train_parts,
-        "valid_parts": data.valid_parts,
-        "test_parts": data.test_parts,
-        "transcripts": Path(data.transcripts) if data.transcripts is not None else None,
-        "valid_fraction": data.valid_fraction,
-        "download": data.download,
-        "download_url": data.download_url,
-        "archives_sha256": data.archives_sha256,
-    }
-    if data.corpus == "synthetic":
-        options["synthetic"] = data.synthetic.model_dump()
-    return options
+from reproduce.records import WorkFolder
+from reproduce.tasks.corpus import corpus_options, save_recipe
 
 
 def prepare(recipe: Recipe, work: WorkFolder) -> Summary:
@@ -116,37 +86,6 @@ def _require_room(corpus: Corpus, options: dict[str, Any], work: WorkFolder) -> 
     there = packed.stat().st_size if packed.exists() else 0
     needed = 0.9 * estimate(corpus, options).bytes - there  # it is an estimate
     require_space(work.data, round(needed), "packed audio")
-
-
-def size_line(recipe: Recipe, work: WorkFolder) -> str:
-    """How large ``data/`` is or will be."""
-    free = f"{size(free_bytes(work.root))} free"
-    try:
-        if work.summary.exists():
-            summary = Summary.read(work.summary)
-            hours = sum(summary.hours.values())
-            return f"{hours:.2f} h prepared, {size(summary.samples * BYTES_PER_SAMPLE)} of audio"
-        options = corpus_options(recipe)
-        about = estimate(read_corpus(recipe.data.corpus, **options), options)
-    except DataError as error:
-        return f"not known, {error.where}: {error.found}"
-    count = f" in {about.utterances} utterances" if about.utterances is not None else ""
-    return f"about {about.hours:.2f} h{count}: data/ will take {size(about.bytes)}, {free}"
-
-
-def save_recipe(recipe: Recipe, work: WorkFolder) -> None:
-    """``recipe.yaml``: resolved, as used, without the paths of this machine."""
-    data = recipe.data.model_copy(
-        update={
-            name: Path(value).name if value is not None else None
-            for name, value in (
-                ("root", recipe.data.root),
-                ("transcripts", recipe.data.transcripts),
-            )
-        }
-    )
-    with writing(work.root):
-        write_text(work.recipe, as_yaml(recipe.model_copy(update={"data": data})))
 
 
 def summary_lines(summary: Summary) -> list[str]:

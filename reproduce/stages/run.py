@@ -8,9 +8,10 @@ from reproduce.errors import DivergedError, InterruptedRun
 from reproduce.recipe.schema import Recipe
 from reproduce.records import WorkFolder
 from reproduce.report import ReportSummary, build_report
-from reproduce.stages.finetune import check_encoders, finetune
+from reproduce.stages.finetune import finetune
 from reproduce.stages.prepare import prepare, summary_lines
 from reproduce.stages.pretrain import pretrain
+from reproduce.tasks.encoders import check_encoders
 from reproduce.training.distributed import Ranks
 
 

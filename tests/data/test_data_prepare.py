@@ -20,12 +20,12 @@ from reproduce.data.corpora import Utterance
 from reproduce.data.figure import draw_corpus
 from reproduce.data.manifest import Manifest, write_manifest
 from reproduce.errors import DataError, MissingCorpusError, RecipeError, UsageError
+from reproduce.grid.plan import plan_lines
 from reproduce.recipe import load_recipe
 from reproduce.recipe.schema import Recipe
 from reproduce.records import WorkFolder
-from reproduce.stages.grid import open_context
-from reproduce.stages.plan import plan_lines
 from reproduce.stages.prepare import prepare, summary_lines
+from reproduce.tasks.context import open_context
 from reproduce.training.distributed import start, stop
 
 TRAIN = {20: {0: "ONE", 1: "TWO"}, 21: {0: "THREE"}}

@@ -24,9 +24,9 @@ from reproduce.model.quantizer import gumbel_noise
 from reproduce.position import derive_seed, generator
 from reproduce.recipe import load_recipe
 from reproduce.records import RunRecord, WorkFolder
-from reproduce.stages import pretrain as stage
-from reproduce.stages.grid import open_context
-from reproduce.stages.wiring import learning_rate_of, plan_of
+from reproduce.tasks import pretraining as stage
+from reproduce.tasks.context import open_context
+from reproduce.tasks.wiring import learning_rate_of, plan_of
 from reproduce.training import distributed
 
 transformers = pytest.importorskip("transformers")

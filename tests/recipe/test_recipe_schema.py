@@ -21,10 +21,10 @@ from reproduce.recipe.messages import known_paths
 from reproduce.recipe.schema import Finetune, Recipe, Section, settings_sha256
 from reproduce.records import RunRecord, WorkFolder
 from reproduce.stages.finetune import finetune
-from reproduce.stages.grid import open_context
 from reproduce.stages.prepare import prepare
 from reproduce.stages.pretrain import pretrain
-from reproduce.stages.wiring import autocast, compile_encoder
+from reproduce.tasks.context import open_context
+from reproduce.tasks.wiring import autocast, compile_encoder
 from reproduce.training import distributed
 
 # ------------------------------------------------------------------------------------- the sections
@@ -250,7 +250,7 @@ def chain(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("reproduce.stages.prepare.save_recipe", lambda *_: None)
-        patch.setattr("reproduce.stages.grid.save_recipe", lambda *_: None)
+        patch.setattr("reproduce.tasks.context.save_recipe", lambda *_: None)
         patch.setattr(Section, "__getattribute__", getattribute, raising=False)
         for stage in read:
             reading = read[stage]

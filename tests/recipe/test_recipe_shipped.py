@@ -8,7 +8,7 @@ import yaml
 from reproduce.data.batches import Plan
 from reproduce.recipe import load_recipe, shipped_recipes
 from reproduce.recipe.load import _Loader
-from reproduce.stages.wiring import learning_rate_of, plan_of
+from reproduce.tasks.wiring import learning_rate_of, plan_of
 from reproduce.training.schedule import GumbelTemperature, micro_batch_weights
 
 PROTOCOLS = ("as-written", "as-run", "corrected")

@@ -8,7 +8,8 @@ from reproduce.errors import DataError, DivergedError
 from reproduce.model.interop import PINNED
 from reproduce.recipe import load_recipe
 from reproduce.records import RunRecord, WorkFolder
-from reproduce.stages.finetune import banks, encoder_path, settings_of_encoder
+from reproduce.tasks.bank import banks
+from reproduce.tasks.encoders import encoder_path, settings_of_encoder
 
 
 @pytest.fixture

@@ -38,11 +38,11 @@ from reproduce.errors import DataError, DivergedError, InterruptedRun, RecipeErr
 from reproduce.model.encoder import Encoder, EncoderConfig
 from reproduce.model.interop import encoder_state_to_huggingface, load_encoder, save_folder
 from reproduce.records import RunFolder, RunRecord, WorkFolder
-from reproduce.stages import recognition
 from reproduce.stages.finetune import finetune
 from reproduce.stages.pretrain import pretrain
-from reproduce.stages.recognition import FinetuneTask
-from reproduce.stages.wiring import learning_rate_of, plan_of
+from reproduce.tasks import recognition
+from reproduce.tasks.recognition import FinetuneTask
+from reproduce.tasks.wiring import learning_rate_of, plan_of
 from reproduce.training.checkpoint import load_checkpoint
 from reproduce.training.distributed import Ranks
 from reproduce.training.loop import Terms

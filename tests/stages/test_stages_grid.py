@@ -169,7 +169,7 @@ def test_an_unexpected_error_is_in_the_record(
         raise RuntimeError("out of luck")
 
     with monkeypatch.context() as patch:
-        patch.setattr("reproduce.stages.pretrain.PretrainTask.forward", broken)
+        patch.setattr("reproduce.tasks.pretraining.PretrainTask.forward", broken)
         with pytest.raises(RuntimeError):
             pretrain(grid(work), work)
     found = record(work)

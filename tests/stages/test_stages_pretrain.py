@@ -15,6 +15,7 @@ from tiny_runs import make_work, rows, tiny_recipe
 
 from reproduce import position
 from reproduce.data.batches import Speech
+from reproduce.grid.claiming import describe
 from reproduce.model.interop import load_pretraining_model
 from reproduce.model.masking import drop_lonely, sample_negatives, span_mask
 from reproduce.model.pretrainer import PretrainingModel
@@ -22,9 +23,10 @@ from reproduce.objective.codes import code_nmi
 from reproduce.position import derive_seed, generator
 from reproduce.recipe.schema import Pretrain, Recipe
 from reproduce.records import RunRecord, WorkFolder
-from reproduce.stages import pretrain as stage
-from reproduce.stages.grid import describe, open_context
-from reproduce.stages.wiring import plan_of
+from reproduce.stages import pretrain as pretraining
+from reproduce.tasks import pretraining as stage
+from reproduce.tasks.context import open_context
+from reproduce.tasks.wiring import plan_of
 from reproduce.training import distributed
 
 SEED, UPDATES = 1, 4
@@ -52,7 +54,7 @@ def work(prepared: WorkFolder, tmp_path: Path) -> WorkFolder:
 def pretrain(recipe: Recipe, work: WorkFolder, *arms: str, seeds: Sequence[int] = (SEED,)) -> None:
     threads = torch.get_num_threads()
     try:
-        stage.pretrain(recipe, work, distributed.start("cpu"), arms, seeds)
+        pretraining.pretrain(recipe, work, distributed.start("cpu"), arms, seeds)
     finally:
         torch.set_num_threads(threads)
 

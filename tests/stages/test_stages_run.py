@@ -16,8 +16,8 @@ from tiny_runs import make_work, tiny_recipe
 import reproduce.stages.run as stage
 from reproduce.errors import DataError, DivergedError, InterruptedRun, W2vrepError
 from reproduce.records import RunRecord, WorkFolder
-from reproduce.stages.pretrain import PretrainTask
-from reproduce.stages.recognition import FinetuneTask
+from reproduce.tasks.pretraining import PretrainTask
+from reproduce.tasks.recognition import FinetuneTask
 from reproduce.training.distributed import Ranks
 from reproduce.training.loop import Terms
 

@@ -23,9 +23,9 @@ from reproduce.objective.error_rates import character_errors, word_errors
 from reproduce.position import generator
 from reproduce.recipe.schema import Finetune
 from reproduce.records import HYPOTHESES_COLUMNS, Outcome, write_text
-from reproduce.stages.grid import Context
-from reproduce.stages.validation import over_batches
-from reproduce.stages.wiring import autocast
+from reproduce.tasks.context import Context
+from reproduce.tasks.validation import over_batches
+from reproduce.tasks.wiring import autocast
 from reproduce.training.distributed import Ranks
 from reproduce.training.loop import Learner, Row, Task, Terms
 

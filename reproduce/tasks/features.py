@@ -15,8 +15,8 @@ from reproduce.data.features import FeatureFile, FeatureType
 from reproduce.errors import W2vrepError
 from reproduce.model.encoder import Encoder
 from reproduce.model.recognizer import Recognizer
-from reproduce.stages.grid import Context
-from reproduce.stages.wiring import autocast
+from reproduce.tasks.context import Context
+from reproduce.tasks.wiring import autocast
 
 FORMAT = 1
 """Of the files; another one is another name."""

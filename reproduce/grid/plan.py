@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from reproduce.errors import DataError
 from reproduce.recipe.schema import Finetune, Recipe, Stage
 from reproduce.records import WorkFolder
-from reproduce.stages.prepare import size_line
+from reproduce.tasks.corpus import size_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +88,7 @@ def _mean_seconds(
 def _pretrained(recipe: Recipe, arms: Sequence[str]) -> Iterator[str]:
     import torch
 
-    from reproduce.stages.pretrain import build_model
+    from reproduce.tasks.pretraining import build_model
 
     for arm in arms:
         with torch.device("meta"):

@@ -14,7 +14,7 @@ from reproduce.model.encoder import Encoder
 from reproduce.position import generator
 from reproduce.recipe import schema
 from reproduce.recipe.schema import Pretrain
-from reproduce.stages.grid import Context
+from reproduce.tasks.context import Context
 from reproduce.training.loop import LoopSettings
 from reproduce.training.schedule import LearningRate
 

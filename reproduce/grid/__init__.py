@@ -1,0 +1,1 @@
+"""Arms x seeds: which runs are due, who trains them, the plan."""

@@ -1,0 +1,1 @@
+"""What is trained: two tasks over one loop, and their wiring."""

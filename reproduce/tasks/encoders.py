@@ -1,0 +1,97 @@
+"""Where a recipe's encoder comes from, and what tells it from another one of the same name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from reproduce.errors import DataError, DivergedError, W2vrepError
+from reproduce.model.interop import (
+    CONFIG,
+    PICKLED,
+    SAFETENSORS,
+    HubName,
+    encoder_source,
+    load_encoder,
+)
+from reproduce.recipe.schema import Recipe
+from reproduce.records import WorkFolder
+from reproduce.tasks.context import read_record
+from reproduce.training.distributed import Ranks
+
+
+def check_encoders(recipe: Recipe, ranks: Ranks) -> None:
+    """Load every encoder that doesn't come from this work folder, before days are spent on others.
+
+    Hub names and bundles are fetched on the way.
+
+    Raises:
+        DataError: one that can't be had.
+    """
+    names = {_encoder_name(recipe, s, a) for a in recipe.finetune.arms for s in recipe.seeds}
+    problem: W2vrepError | None = None
+    if ranks.main:
+        try:
+            for name in sorted(names):
+                if _pretraining_run(name) is None:
+                    load_encoder(name)
+        except W2vrepError as error:
+            problem = error
+    problem = ranks.gather(problem)[0]
+    if problem is not None:
+        raise problem
+
+
+def _encoder_name(recipe: Recipe, seed: int, arm: str) -> str:
+    return recipe.finetune_arm(arm).encoder.replace("{seed}", str(seed))
+
+
+def _pretraining_run(name: str) -> tuple[str, int] | None:
+    """Arm and seed of a name that means a run of the work folder."""
+    match = re.fullmatch(r"([^/]+)/seed-(\d+)", name)
+    return (match[1], int(match[2])) if match and not Path(name).exists() else None
+
+
+def encoder_path(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -> Path | HubName | str:
+    """``finetune.encoder`` of an arm for a seed: the folder of a finished run of this work folder,
+    another folder, a hub name or the name of a bundle.
+
+    Raises:
+        DataError: the run isn't finished, or there is no such thing.
+        DivergedError: the run diverged.
+    """
+    name = _encoder_name(recipe, seed, arm)
+    run_of = _pretraining_run(name)
+    if run_of is None:
+        return encoder_source(name)
+    run = work.run("pretrain", *run_of)
+    record = read_record(run)
+    if record is not None and record.outcome == "diverged":
+        raise DivergedError(f"its encoder {run.name} diverged", where="finetune.encoder")
+    if not (run.model / SAFETENSORS).exists():
+        raise DataError(
+            f"the encoder {run.name} isn't finished",
+            where="finetune.encoder",
+            do=f"pretrain it first: w2vrep pretrain RECIPE --work {work.root} --arm {run.arm} "
+            f"--seed {run.seed}",
+        )
+    return run.model
+
+
+def settings_of_encoder(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -> dict[str, Any]:
+    """What tells an encoder from another one of the same name: a hash of its files, or a commit.
+
+    A bundle's name stands for the same weights everywhere.
+    """
+    source = encoder_path(recipe, work, seed, arm)
+    if isinstance(source, HubName):
+        return {"encoder_commit": source.commit}
+    if not isinstance(source, Path):
+        return {}
+    weights = [source / name for name in (SAFETENSORS, PICKLED) if (source / name).is_file()]
+    digest = hashlib.sha256()
+    for file in (source / CONFIG, *weights[:1]):
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    return {"encoder_sha256": digest.hexdigest()}
