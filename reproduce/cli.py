@@ -190,12 +190,10 @@ def report(
 @app.command("ls")
 def list_recipes() -> None:
     """List the shipped recipes."""
-    import yaml
-
-    from reproduce.recipe import shipped_recipes
+    from reproduce.recipe import shipped_recipes, yaml12
 
     for name, path in shipped_recipes().items():
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = yaml12.load(path.read_text(encoding="utf-8")) or {}
         print(f"{name:12}  {tree.get('description', '')}")
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from reproduce.recipe import yaml12
 from reproduce.recipe.schema import Recipe, Section
 
 
@@ -75,13 +74,8 @@ def _write(
             _write(value, standard, f"{path}.", source, lines, origin)
         elif name == "arms":
             lines.append(f"{pad}{name}:")
-            lines += [f"{pad}  {arm}: {_scalar(overrides)}" for arm, overrides in value.items()]
+            lines += [f"{pad}  {arm}: {yaml12.dump(overrides)}" for arm, overrides in value.items()]
         else:
             note = source if value == standard else origin.get(path, "")
             note = f"  # {note}" if note and prefix else ""
-            lines.append(f"{pad}{name}: {_scalar(value)}{note}")
-
-
-def _scalar(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+            lines.append(f"{pad}{name}: {yaml12.dump(value)}{note}")

@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from reproduce.errors import RecipeError, UsageError
+from reproduce.recipe import yaml12
 from reproduce.recipe.checks import combination_problems
 from reproduce.recipe.messages import known_paths, nearest, shown, validation_messages
 from reproduce.recipe.schema import Recipe, Section
@@ -27,35 +28,6 @@ BASE = "as-written"
 
 Tree = dict[str, Any]
 Origin = dict[str, str]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 in what users expect: 1e-4 is a number, ``no`` is a word, a key comes once."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    mark = key.start_mark
-                    raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} twice", mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)$|^[-+]?(\d+\.\d*|\.\d+)$"),
-    list("-+0123456789."),
-)
 
 
 @dataclass(frozen=True)
@@ -178,7 +150,7 @@ def _find(part: str, folder: Path = Path(), where: str = "") -> Path:
 
 def _read(path: Path, label: str) -> Tree:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = yaml12.load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise RecipeError([_yaml_problem(error)], where=label) from None
     except UnicodeDecodeError as error:
@@ -209,9 +181,11 @@ def _set_layer(text: str) -> Layer:
     if path.strip() in ("extends", "protocol"):
         raise UsageError(f"{path.strip()} is for recipe files", do="join recipes by +, as in a+b")
     try:
-        parsed = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
-        parsed = value
+        parsed = yaml12.load(value)
+    except (yaml.reader.ReaderError, yaml.scanner.ScannerError, yaml.parser.ParserError):
+        parsed = value  # no YAML: text as it stands
+    except yaml.YAMLError as error:
+        raise RecipeError([_yaml_problem(error)], where=f"--set {text}") from None
     keys = path.strip().split(".")
     # everything behind an arm's name is one dotted key of that arm
     if len(keys) > 3 and keys[0] in GRIDS and keys[1] == "arms":

@@ -14,9 +14,8 @@ from pydantic import ValidationError
 from reproduce.data.corpora import synthetic
 from reproduce.model import encoder
 from reproduce.model.encoder import Encoder, EncoderConfig
-from reproduce.recipe import load_recipe, schema, shipped_recipes
+from reproduce.recipe import load_recipe, schema, shipped_recipes, yaml12
 from reproduce.recipe.dump import as_yaml, json_schema
-from reproduce.recipe.load import _Loader
 from reproduce.recipe.messages import known_paths
 from reproduce.recipe.schema import Finetune, Recipe, Section, settings_sha256
 from reproduce.records import RunRecord, WorkFolder
@@ -169,7 +168,7 @@ def test_json_schema_uses_known_keywords_and_resolvable_references():
 @pytest.mark.parametrize("name", list(shipped_recipes()))
 def test_json_schema_accepts_shipped_recipes_and_what_show_prints(name):
     root = json_schema()
-    written = yaml.load(shipped_recipes()[name].read_text(encoding="utf-8"), Loader=_Loader)
+    written = yaml12.load(shipped_recipes()[name].read_text(encoding="utf-8"))
     assert list(violations(written, root, root)) == []
     shown = yaml.safe_load(as_yaml(load_recipe(name)))
     assert list(violations(shown, root, root)) == []

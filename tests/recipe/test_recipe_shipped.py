@@ -3,11 +3,9 @@
 from itertools import pairwise
 
 import pytest
-import yaml
 
 from reproduce.data.batches import Plan
-from reproduce.recipe import load_recipe, shipped_recipes
-from reproduce.recipe.load import _Loader
+from reproduce.recipe import load_recipe, shipped_recipes, yaml12
 from reproduce.tasks.wiring import learning_rate_of, plan_of
 from reproduce.training.schedule import GumbelTemperature, micro_batch_weights
 
@@ -322,7 +320,7 @@ BELOW = {
 @pytest.mark.parametrize("name", list(BELOW))
 def test_recipe_files_hold_differences_only(name):
     """Each line says something else than what lies below, on some protocol at least."""
-    tree = yaml.load(shipped_recipes()[name].read_text(encoding="utf-8"), Loader=_Loader)
+    tree = yaml12.load(shipped_recipes()[name].read_text(encoding="utf-8"))
     below = [load_recipe(spec) for spec in BELOW[name]]
     idle = [
         ".".join(path)
