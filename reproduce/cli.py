@@ -235,10 +235,12 @@ def show(recipe: RecipeArgument, sets: Sets = None) -> None:
 
 @app.command()
 def check(recipe: RecipeArgument, sets: Sets = None) -> None:
-    """Validate a recipe: every problem at once."""
+    """Validate a recipe, and find what isn't on disk: every problem at once."""
     from reproduce.recipe import load_recipe
+    from reproduce.tasks.on_disk import require_on_disk
 
     loaded = load_recipe(recipe, sets or [])
+    require_on_disk(loaded)
     seeds = f"{len(loaded.seeds)} seed{'s' if len(loaded.seeds) > 1 else ''}"
     print(
         f"{loaded.name}: good; {len(loaded.pretrain.arms)} pretraining and "
@@ -330,6 +332,10 @@ def _plan(
 ) -> None:
     from reproduce.grid.plan import plan_lines
 
+    if "prepare" in stages:
+        from reproduce.tasks.corpus import require_corpus
+
+        require_corpus(recipe, folder)
     for line in plan_lines(recipe, folder, stages, arms, seeds):
         print(line)
 

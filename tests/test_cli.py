@@ -210,7 +210,31 @@ WRONG = [
     (["cp", "smok", "."], 2, "no shipped recipe 'smok'; did you mean smoke?"),
     (["cp", "smoke", "a.txt"], 2, "give a name ending in .yaml or a folder"),
     (["cp", "smoke", "/proc/none/x.yaml"], 2, "No such file or directory"),
-    (["prepare", "as-run"], 2, "give --set data.root=/path/to/librispeech"),
+    *(
+        ([command, "as-run", *options], 2, "give --set data.root=/path/to/librispeech")
+        for command, options in (
+            ("prepare", []),
+            ("run", []),
+            ("check", []),
+            ("run", ["--dry-run"]),
+            ("prepare", ["--dry-run"]),
+            ("run", ["--set", "finetune.encoder=/none"]),
+        )
+    ),
+    (["run", "as-run", "--set", "data.root=/none"], 3, "/none: no such folder"),
+    (["check", "as-run", "--set", "data.root=/none"], 3, "/none: no such folder"),
+    (
+        ["check", "smoke", "--set", "finetune.encoder=/none/e"],
+        3,
+        "finetune.encoder: /none/e: no",
+    ),
+    (["check", "smoke", "--set", "finetune.encoder=some/one"], 3, "lacks a commit"),
+    (
+        ["check", "as-run", "--set", "finetune.encoder=/none/e"],
+        2,
+        "as-run: 2 things that it names aren't here\n  data.root: corpus librispeech needs a "
+        "folder; give --set data.root=/path/to/librispeech\n  finetune.encoder: /none/e: no such ",
+    ),
     (["prepare", "as-run", "--set", "data.root=/none"], 3, "/none: no such folder"),
     (["prepare", "smoke", "--work", "afile"], 2, "--work: afile is a file"),
     (["prepare", "smoke", "--work", "afile/w"], 2, "--work: afile is a file"),

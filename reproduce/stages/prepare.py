@@ -12,10 +12,10 @@ from reproduce.data.estimate import estimate
 from reproduce.data.figure import FIGURE, draw_corpus
 from reproduce.data.manifest import kept_without_corpus, write_manifest
 from reproduce.data.summary import Summary
-from reproduce.errors import MissingCorpusError, UsageError
+from reproduce.errors import MissingCorpusError
 from reproduce.recipe.schema import Recipe
 from reproduce.records import WorkFolder
-from reproduce.tasks.corpus import corpus_options, save_recipe
+from reproduce.tasks.corpus import corpus_options, missing_corpus, save_recipe
 
 
 def prepare(recipe: Recipe, work: WorkFolder) -> Summary:
@@ -61,17 +61,11 @@ def prepare(recipe: Recipe, work: WorkFolder) -> Summary:
             summary = replace(kept, warnings=[warning, *kept.warnings])
         elif provide_corpus(data.corpus, **options):
             summary = write()
-        elif data.root is None:
-            raise UsageError(
-                f"corpus {data.corpus} needs a folder",
-                where="data.root",
-                do=f"give --set data.root=/path/to/{data.corpus}",
-            ) from None
-        elif work.summary.exists():
+        elif data.root is not None and work.summary.exists():
             do = f"{error.do}; {work.data} can't stand in: made with other options, or not whole"
             raise MissingCorpusError(error.found, where=error.where, do=do) from None
         else:
-            raise
+            raise missing_corpus(recipe, error) from None
     summary.require_subset(data.subset, data.subset_sha256)
     if summary.outcome != "there already" or not (work.data / FIGURE).exists():
         with writing(work.data):

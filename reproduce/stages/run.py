@@ -11,6 +11,7 @@ from reproduce.report import ReportSummary, build_report
 from reproduce.stages.finetune import finetune
 from reproduce.stages.prepare import prepare, summary_lines
 from reproduce.stages.pretrain import pretrain
+from reproduce.tasks.corpus import require_corpus
 from reproduce.tasks.encoders import check_encoders
 from reproduce.training.distributed import Ranks
 
@@ -26,10 +27,13 @@ def run(
         The report's summary on the main rank, None on the others.
 
     Raises:
-        DataError: an encoder that doesn't come from this work folder can't be had; nothing is
-            begun.
+        UsageError: no folder is named for the corpus; nothing is begun, as in the next case.
+        DataError: the corpus isn't there, or an encoder that doesn't come from this work folder
+            can't be had.
         DivergedError: some run diverged; everything else is done.
     """
+    if ranks.main:
+        require_corpus(recipe, work)
     check_encoders(recipe, ranks)
     if ranks.main:
         for line in summary_lines(prepare(recipe, work)):

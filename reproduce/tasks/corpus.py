@@ -1,4 +1,5 @@
-"""What a recipe's corpus is: options for its reader, size before work, the recipe as saved."""
+"""What a recipe's corpus is: options for its reader, whether it is there, its size before work, the
+recipe as saved."""
 
 from __future__ import annotations
 
@@ -6,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.data.audio import BYTES_PER_SAMPLE
-from reproduce.data.corpora import read_corpus
+from reproduce.data.corpora import obtainable_corpus, read_corpus
 from reproduce.data.disk import free_bytes, size, writing
 from reproduce.data.estimate import estimate
 from reproduce.data.summary import Summary
-from reproduce.errors import DataError
+from reproduce.errors import DataError, MissingCorpusError, UsageError, W2vrepError
 from reproduce.recipe.dump import as_yaml
 from reproduce.recipe.schema import Recipe
 from reproduce.records import WorkFolder, write_text
@@ -43,6 +44,39 @@ def corpus_options(recipe: Recipe) -> dict[str, Any]:
     if data.corpus == "synthetic":
         options["synthetic"] = data.synthetic.model_dump()
     return options
+
+
+def require_corpus(recipe: Recipe, work: WorkFolder | None = None) -> None:
+    """Find what is wrong with where the corpus lies, and with its table, before anything is begun.
+
+    Reads as much as its first utterance takes; no audio.
+
+    Args:
+        work: what was prepared there before may stand in for a corpus that is gone.
+
+    Raises:
+        UsageError: it lies in a folder, and none is named.
+        DataError: it isn't there, or can't be listed.
+    """
+    options = corpus_options(recipe)
+    try:
+        next(iter(read_corpus(recipe.data.corpus, **options)), None)
+    except MissingCorpusError as error:
+        prepared = work is not None and work.summary.exists()
+        if not (prepared or obtainable_corpus(recipe.data.corpus, **options)):
+            raise missing_corpus(recipe, error) from None
+
+
+def missing_corpus(recipe: Recipe, error: MissingCorpusError) -> W2vrepError:
+    """The error, or the key to set where none names a folder."""
+    if recipe.data.root is not None:
+        return error
+    corpus = recipe.data.corpus
+    return UsageError(
+        f"corpus {corpus} needs a folder",
+        where="data.root",
+        do=f"give --set data.root=/path/to/{corpus}",
+    )
 
 
 def size_line(recipe: Recipe, work: WorkFolder) -> str:

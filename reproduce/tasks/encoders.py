@@ -44,6 +44,21 @@ def check_encoders(recipe: Recipe, ranks: Ranks) -> None:
         raise problem
 
 
+def missing_encoders(recipe: Recipe) -> list[DataError]:
+    """Of encoders from elsewhere, those that are neither a folder of this machine nor a name by
+    which one can be fetched."""
+    names = {_encoder_name(recipe, s, a) for a in recipe.finetune.arms for s in recipe.seeds}
+    missing = []
+    for name in sorted(names):
+        try:
+            if _pretraining_run(name) is None:
+                encoder_source(name)
+        except DataError as error:
+            where = f"finetune.encoder: {error.where}"
+            missing.append(DataError(error.found, where=where, do=error.do))
+    return missing
+
+
 def _encoder_name(recipe: Recipe, seed: int, arm: str) -> str:
     return recipe.finetune_arm(arm).encoder.replace("{seed}", str(seed))
 

@@ -14,7 +14,15 @@ import torch
 from tiny_runs import make_work, tiny_recipe
 
 import reproduce.stages.run as stage
-from reproduce.errors import DataError, DivergedError, InterruptedRun, W2vrepError
+from reproduce.errors import (
+    DataError,
+    DivergedError,
+    InterruptedRun,
+    MissingCorpusError,
+    UsageError,
+    W2vrepError,
+)
+from reproduce.recipe import load_recipe
 from reproduce.records import RunRecord, WorkFolder
 from reproduce.tasks.pretraining import PretrainTask
 from reproduce.tasks.recognition import FinetuneTask
@@ -165,3 +173,30 @@ def test_an_encoder_from_elsewhere_is_there_before_anything_begins(
     assert found in error.found
     assert error.exit_code == 3
     assert statuses(work) == []
+
+
+def test_the_corpus_is_looked_for_before_encoders_are(
+    work: WorkFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Unless what was prepared from it stands in for it, or it can be fetched."""
+    asked: list[str] = []
+    monkeypatch.setattr(stage, "check_encoders", lambda *_: asked.append("encoders"))
+    monkeypatch.setattr(stage, "pretrain", lambda *_: asked.append("pretrain"))
+    monkeypatch.setattr(stage, "finetune", lambda *_: None)
+    librispeech = ["data.corpus=librispeech"]
+    empty = WorkFolder(tmp_path / "empty")
+    ranks = Ranks(0, 1, torch.device("cpu"))
+
+    def run(folder: WorkFolder, *sets: str) -> None:
+        stage.run(load_recipe("as-run", [*SETS, *librispeech, *sets]), folder, ranks, print)
+
+    with pytest.raises(UsageError, match="corpus librispeech needs a folder") as caught:
+        run(empty)
+    assert "--set data.root=/path/to/librispeech" in caught.value.do
+    for where, found in ((tmp_path / "none", "no such folder"), (tmp_path, "no part train-clean-")):
+        with pytest.raises(MissingCorpusError, match=found):
+            run(empty, f"data.root={where}")
+    assert asked == []
+    run(empty, f"data.root={tmp_path / 'none'}", "data.download=true")
+    run(work)
+    assert asked == ["encoders", "pretrain"] * 2

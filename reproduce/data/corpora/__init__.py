@@ -7,7 +7,8 @@ To add a corpus: write such a module and give it a line in `CORPORA`. It may als
 
 - ``hours(*, option, ...) -> float | None``: hours of speech where they can be told without looking
   at the audio, for ``--dry-run``;
-- ``provide(*, option, ...) -> bool``: fetch or unpack what is missing; whether anything was.
+- ``provide(*, option, ...) -> bool``: fetch or unpack what is missing; whether anything was;
+- ``obtainable(*, option, ...) -> bool``: whether ``provide`` would have something to do.
 """
 
 from __future__ import annotations
@@ -163,6 +164,12 @@ def provide_corpus(name: str, **options: Any) -> bool:
     """
     provide = getattr(_module(name), "provide", None)
     return bool(provide(**_known(provide, name, options))) if provide else False
+
+
+def obtainable_corpus(name: str, **options: Any) -> bool:
+    """Whether what is missing of a corpus can be fetched or unpacked, as `options` allow."""
+    obtainable = getattr(_module(name), "obtainable", None)
+    return bool(obtainable(**_known(obtainable, name, options))) if obtainable else False
 
 
 def _module(name: str) -> ModuleType:

@@ -73,15 +73,29 @@ def hours(
 ) -> float | None:
     """As published, where parts are still to be unpacked or downloaded."""
     names = [*train_parts, *valid_parts, *test_parts]
-    if not root or not all(name in PUBLISHED for name in names):
-        return None
+    known = all(name in PUBLISHED for name in names)
+    if known and obtainable(root=root, train_parts=names, valid_parts=(), download=download):
+        return sum(PUBLISHED[name].hours for name in names)
+    return None
+
+
+def obtainable(
+    *,
+    root: Path | str | None = None,
+    train_parts: Sequence[str] = ("train-clean-100",),
+    valid_parts: Sequence[str] = ("dev-clean",),
+    test_parts: Sequence[str] = (),
+    download: bool = False,
+) -> bool:
+    """Parts are missing, and lie in archives or may be downloaded."""
+    if not root:
+        return False
+    names = [*train_parts, *valid_parts, *test_parts]
     folder = Path(root).expanduser()
     base = _base(folder, names)
     missing = _missing(base, names)
     packed = all(any((f / f"{part}.tar.gz").is_file() for f in (folder, base)) for part in missing)
-    if missing and (packed or download):
-        return sum(PUBLISHED[name].hours for name in names)
-    return None
+    return bool(missing) and (packed or download)
 
 
 def provide(
