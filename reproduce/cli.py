@@ -348,7 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     quiet = os.environ.get("RANK", "0") != "0"
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold bytes that no text has
         sys.stdout.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, lambda number, _: _stop(number, quiet, debug))
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # SLURM's warning asks the same
+        signal.signal(number, lambda *_: _stop(signal.SIGTERM, quiet, debug))
     try:
         result = app(args=argv, prog_name="w2vrep", standalone_mode=False)
         if result == 128 + signal.SIGINT:  # what newer typers make of KeyboardInterrupt

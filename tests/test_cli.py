@@ -28,9 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def _elsewhere(tmp_path, monkeypatch):
     """Each test works in its own folder; signal handlers are put back."""
     monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

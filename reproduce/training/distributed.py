@@ -78,6 +78,15 @@ def _sum_bucket(tensors: list[torch.Tensor]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "SUBMITIT_EXECUTOR", "SLURM_JOB_ID")
+"""Variables that those who start our processes set."""
+
+
+def under_launcher() -> bool:
+    """Whether something started this process that passes signals on."""
+    return any(name in os.environ for name in LAUNCHERS)
+
+
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Ranks]:
     """`start`, and `stop` at the end.

@@ -33,7 +33,7 @@ from reproduce.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from reproduce.training.distributed import Ranks
+from reproduce.training.distributed import Ranks, under_launcher
 from reproduce.training.metrics import Means, MetricsFile
 from reproduce.training.provenance import now
 from reproduce.training.schedule import LearningRate, micro_batch_weights
@@ -173,15 +173,25 @@ class LoopSettings:
     progress: str = ""
 
 
+REPEAT_SECONDS = 2.0
+"""Under a launcher a request may come twice: from the scheduler and passed on by the launcher."""
+
+
 class StopRequest:
-    """SIGINT and SIGTERM ask to stop after this update; a second one quits at once."""
+    """SIGINT, SIGTERM and SIGUSR1 ask to stop after this update.
+
+    A second SIGINT or SIGTERM quits at once; under a launcher (torchrun, submitit, SLURM) it is the
+    same request within `REPEAT_SECONDS` of the first. SIGUSR1, SLURM's warning before it ends a
+    job, asks what SIGTERM asks and never quits: the SIGTERM that follows is no second request.
+    """
 
     def __init__(self) -> None:
         self.signal_number = 0
+        self._asked: float | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -190,10 +200,16 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        if self.signal_number:
-            os._exit(128 + number)
-        self.signal_number = number
-        if int(os.environ.get("RANK", "0")) == 0:
+        first = not self.signal_number
+        if first:
+            self.signal_number = signal.SIGTERM if number == signal.SIGUSR1 else number
+        if number != signal.SIGUSR1:
+            now = time.monotonic()
+            if self._asked is None:
+                self._asked = now
+            elif not (under_launcher() and now - self._asked < REPEAT_SECONDS):
+                os._exit(128 + number)
+        if first and int(os.environ.get("RANK", "0")) == 0:
             # not print: the signal may have come in the middle of one
             os.write(2, b"\nstopping after this update; once more quits at once\n")
 

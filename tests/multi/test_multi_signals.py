@@ -63,8 +63,10 @@ def assert_stopped(run: RunFolder, name: str) -> int:
     return record.updates
 
 
-def test_torchrun_stops_all_ranks_at_the_same_update(work: WorkFolder) -> None:
-    """SIGTERM to the launcher, which passes it on."""
+@pytest.mark.parametrize("to_workers", [False, True], ids=["launcher", "all at once"])
+def test_torchrun_stops_all_ranks_at_the_same_update(work: WorkFolder, to_workers: bool) -> None:
+    """SIGTERM to the launcher, which passes it on; and to all at once, as schedulers send it: each
+    worker then gets it twice."""
     run, log = work.run("pretrain", ARM, 1), work.root / "torchrun.log"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     called = ["--nproc-per-node", "2", "-m", "reproduce", "--debug", *arguments(work, *ENDLESS)]
@@ -77,6 +79,10 @@ def test_torchrun_stops_all_ranks_at_the_same_update(work: WorkFolder) -> None:
         )
     try:
         wait_for_rows(run, process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) == 2
+        for worker in children if to_workers else []:
+            os.kill(int(worker), signal.SIGTERM)
         process.terminate()
         assert process.wait(60) != 0
     finally:
@@ -97,6 +103,18 @@ def test_a_signal_to_one_rank_stops_all(work: WorkFolder) -> None:
     for each in range(2):
         text = log.with_suffix(f".{each}").read_text()
         assert re.findall(r"InterruptedRun.*stopped after update (\d+)", text) == [str(update)]
+
+
+def test_the_warning_of_a_scheduler_asks_the_same(work: WorkFolder) -> None:
+    """SIGUSR1, and the SIGTERM that follows when the time is up: no second request."""
+    run, log = work.run("pretrain", ARM, 1), work.root / "one.log"
+    process = start(command, arguments(work, *ENDLESS), log=log)
+    wait_for_rows(run, process)
+    os.kill(process.pid or 0, signal.SIGUSR1)
+    os.kill(process.pid or 0, signal.SIGUSR1)
+    os.kill(process.pid or 0, signal.SIGTERM)
+    finish([process], log, 143)
+    assert_stopped(run, "SIGTERM")
 
 
 def test_sigint_saves_and_says_how_to_go_on(work: WorkFolder) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from reproduce.data.batches import Batch, Plan
 from reproduce.errors import InterruptedRun
 from reproduce.position import derive_seed
 from reproduce.records import Outcome, RunFolder, RunRecord
+from reproduce.training import distributed
 from reproduce.training import loop as loop_module
 from reproduce.training.checkpoint import checkpoint_updates
 from reproduce.training.distributed import Ranks
@@ -269,21 +271,55 @@ def test_a_signal_while_the_model_is_written_is_not_lost(
     assert record(tmp_path)["status"] == "finished"
 
 
-def test_a_second_signal_quits_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    class Quit(Exception):
-        pass
+class Quit(Exception):
+    """In the place of the end of the process."""
 
+
+@pytest.fixture
+def quits(monkeypatch: pytest.MonkeyPatch) -> None:
     def quit_now(code: int) -> None:
         raise Quit(code)
 
     monkeypatch.setattr(loop_module.os, "_exit", quit_now)
+    for name in distributed.LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("quits")
+def test_a_second_signal_quits_at_once(capfd: pytest.CaptureFixture[str]) -> None:
     with loop_module.StopRequest():
         os.kill(os.getpid(), signal.SIGTERM)
         assert "once more quits at once" in capfd.readouterr().err
         with pytest.raises(Quit, match="130"):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("quits")
+@pytest.mark.parametrize("launcher", distributed.LAUNCHERS)
+def test_under_a_launcher_a_repeat_is_the_same_request(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], launcher: str
+) -> None:
+    monkeypatch.setenv(launcher, "2")
+    monkeypatch.setattr(loop_module, "REPEAT_SECONDS", 0.2)
+    with loop_module.StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # what a launcher makes of it
+        assert stop.signal_number == signal.SIGTERM
+        assert capfd.readouterr().err.count("stopping after this update") == 1
+        time.sleep(0.3)
+        with pytest.raises(Quit, match="143"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("quits")
+def test_a_warning_never_quits() -> None:
+    """SLURM's SIGUSR1 asks what SIGTERM asks; the SIGTERM that follows is the first of its kind."""
+    with loop_module.StopRequest() as stop:
+        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+            assert stop.signal_number == signal.SIGTERM
+        with pytest.raises(Quit, match="143"):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_wall_seconds_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
