@@ -25,7 +25,8 @@ ALONE = {
     "report": {"errors", "shipped", "records", "recipe"},
     "data": {"errors", "position", "records", "report"},  # its one figure has the report's style
     "objective": set(),
-    "model": {"errors", "position", "records", "compat", "objective"},
+    # data: characters, and a waveform as training saw it
+    "model": {"errors", "position", "records", "compat", "objective", "data"},
     "training": {"errors", "position", "records", "data"},
 }
 NO_TORCH = {"errors", "shipped", "position", "records", "recipe", "report", "cli", "__main__"}

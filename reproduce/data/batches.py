@@ -114,7 +114,7 @@ class Batch:
     """A collated micro-batch.
 
     Attributes:
-        waveform: float32 [B, T], each utterance normalized, zeros behind it.
+        waveform: float32 [B, T], each utterance normalized or as recorded, zeros behind it.
         lengths: int64 [B], samples.
         ids, texts: B each.
         features: [B, F, D] of a frozen encoder, where they were kept; ``waveform`` is then empty.
@@ -150,12 +150,14 @@ class Speech:
 
     Attributes:
         features: if set, batches are cut from them and no audio is read.
+        normalized: whether each utterance has zero mean and unit variance, or is as recorded.
 
     Raises:
         DataError: no row is left.
     """
 
     features: FeatureFile | None = None
+    normalized = True
 
     def __init__(
         self,
@@ -193,7 +195,7 @@ class Speech:
         return [int(self.cropped[i]) for i in positions]
 
     def collate(self, positions: Sequence[int], rng: np.random.Generator | None = None) -> Batch:
-        """Cut, crop, normalize and pad. ``rng`` places random crops; without it they begin at 0."""
+        """Cut, crop, normalize if wanted, and pad. ``rng`` places random crops; without: at 0."""
         lengths = self.lengths(positions)
         kept = self.features
         return Batch(
@@ -214,7 +216,8 @@ class Speech:
             if rng is not None and self.crop == "random":
                 shift = int(rng.integers(spare + 1))
             pcm = self.audio.slice(int(self.offsets[i]) + shift, length)
-            waveform[row, :length] = normalize(to_float(pcm))
+            samples = to_float(pcm)
+            waveform[row, :length] = normalize(samples) if self.normalized else samples
         return torch.from_numpy(waveform)
 
 

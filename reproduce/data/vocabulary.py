@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,60 @@ UNKNOWN_SHOWN = "\N{REPLACEMENT CHARACTER}"
 def normalize_text(text: str) -> str:
     """NFC, white space runs (and ``|``, the delimiter's own sign) as one space, ends trimmed."""
     return " ".join(unicodedata.normalize("NFC", text).replace(DELIMITER, " ").split())
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """CTC ids to text.
+
+    Args:
+        shown: id -> what it shows as.
+        blank: the id of the CTC blank.
+    """
+
+    shown: Mapping[int, str]
+    blank: int
+    lower: bool = False
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids that CTC has already collapsed, in single spaces.
+
+        Raises:
+            DataError: an id outside the vocabulary.
+        """
+        characters = []
+        for id in ids:
+            if id not in self.shown:
+                raise DataError(f"id {id} in a vocabulary of {len(self.shown)}", where="vocabulary")
+            characters.append(self.shown[id])
+        text = " ".join("".join(characters).split())
+        return text.lower() if self.lower else text
+
+    @classmethod
+    def of_tokenizer(
+        cls, vocabulary: Mapping[str, Any], names: Mapping[str, Any], *, where: str = "vocab.json"
+    ) -> Decoder:
+        """Of any ``Wav2Vec2CTCTokenizer``.
+
+        Args:
+            vocabulary: token -> id (``vocab.json``, and ``added_tokens.json`` over it).
+            names: ``tokenizer_config.json``: which tokens are the special ones.
+
+        Raises:
+            DataError: not such a mapping, or no blank in it.
+        """
+        if any(type(id) is not int for id in vocabulary.values()):
+            raise DataError("not a mapping of tokens to ids", where=where)
+        special = {name: _token(names.get(name, token)) for name, token in _SPECIAL_NAMES.items()}
+        delimiter = _token(names.get("word_delimiter_token", DELIMITER))
+        blank = special["pad_token"]
+        if blank not in vocabulary:
+            raise DataError(f"no token {blank!r}, the CTC blank", where=where)
+        shown = {special["unk_token"]: UNKNOWN_SHOWN, delimiter: " "}
+        shown |= dict.fromkeys((special["bos_token"], special["eos_token"], blank), "")
+        lower = names.get("do_lower_case") is True
+        by_id = {id: shown.get(token, token) for token, id in vocabulary.items()}
+        return cls(by_id, vocabulary[blank], lower)
 
 
 @dataclass(frozen=True)
@@ -142,12 +196,12 @@ class Vocabulary:
         Raises:
             DataError: an id outside the vocabulary.
         """
-        characters = []
-        for id in ids:
-            if not 0 <= id < len(self.tokens):
-                raise DataError(f"id {id} in a vocabulary of {len(self)}", where="vocabulary")
-            characters.append(_SHOWN.get(self.tokens[id], self.tokens[id]))
-        return " ".join("".join(characters).split())
+        return self._decoder.decode(ids)
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        shown = {id: _SHOWN.get(token, token) for id, token in enumerate(self.tokens)}
+        return Decoder(shown, self.blank)
 
     def to_json(self) -> str:
         """``vocab.json`` of Hugging Face: token to id, in the order of ids."""
@@ -171,13 +225,11 @@ class Vocabulary:
             raise DataError("the ids are not 0, 1, 2, ... without gaps", where=where)
         return cls(tokens, upper=tokens == WAV2VEC2_TOKENS)
 
-    def save_tokenizer_files(self, folder: Path, *, attention_mask: bool = False) -> None:
-        """What ``transformers.Wav2Vec2Processor.from_pretrained(folder)`` needs beside the model.
+    def save_tokenizer_files(self, folder: Path) -> None:
+        """What ``transformers.Wav2Vec2CTCTokenizer.from_pretrained(folder)`` needs.
 
         Args:
             folder: made if absent.
-            attention_mask: whether the model takes one (layer-norm extractors do, group-norm ones
-                don't).
         """
         files: dict[str, dict[str, Any]] = {
             "tokenizer_config.json": {
@@ -187,16 +239,6 @@ class Vocabulary:
                 "do_lower_case": False,
             },
             "special_tokens_map.json": _SPECIAL_NAMES,
-            "preprocessor_config.json": {
-                "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-                "processor_class": "Wav2Vec2Processor",
-                "feature_size": 1,
-                "sampling_rate": 16_000,
-                "do_normalize": True,
-                "padding_side": "right",
-                "padding_value": 0.0,
-                "return_attention_mask": attention_mask,
-            },
         }
         write_text(folder / "vocab.json", self.to_json())
         for name, content in files.items():
@@ -210,3 +252,10 @@ _SPECIAL_NAMES = {
     "eos_token": EOS,
     "unk_token": UNKNOWN,
 }
+
+
+def _token(named: Any) -> str:
+    """A special token, which tokenizer files write as itself or with options; "" for none."""
+    if isinstance(named, dict):
+        named = named.get("content")
+    return named if isinstance(named, str) else ""

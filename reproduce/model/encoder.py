@@ -23,6 +23,7 @@ from torch.nn.functional import gelu, layer_norm, linear
 from reproduce.compat import import_torchaudio
 from reproduce.errors import DataError
 from reproduce.model import operations
+from reproduce.model.folders import Count, Share, Switch, key_problems
 from reproduce.objective.frames import Frames
 
 Extractor = Literal["group_norm", "layer_norm"]
@@ -46,7 +47,16 @@ _HUGGINGFACE_KEYS = {
     "projection_dropout": "feat_proj_dropout",
     "layer_drop": "layerdrop",
 }
-# What the architecture fixes: key -> (the only value known here, its default where absent).
+_Counts = list[Count]
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("conv_channels", "conv_kernels", "conv_strides"), _Counts),
+    **dict.fromkeys(("width", "layers", "heads", "feed_forward"), Count),
+    **dict.fromkeys(("position_kernel", "position_groups"), Count),
+    **dict.fromkeys(("conv_bias", "layer_norm_first"), Switch),
+    **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), Share),
+    **dict.fromkeys(("projection_dropout", "layer_drop"), Share),
+}
+# What the architecture fixes: key -> the only value known here. null is off, where that is known.
 _FIXED: dict[str, Any] = {
     "model_type": "wav2vec2",
     "hidden_act": "gelu",
@@ -70,6 +80,8 @@ class EncoderConfig:
         layer_drop: probability to skip a transformer layer in training.
         extractor_gradient: factor on the gradient that reaches the convolutions (fairseq's
             ``feature_grad_mult``; 0.1 there for base, 1 in transformers).
+        normalized: whether it wants each waveform with zero mean and unit variance; that is up to
+            whoever calls it.
     """
 
     extractor: Extractor = "group_norm"
@@ -90,6 +102,7 @@ class EncoderConfig:
     projection_dropout: float = 0.0
     layer_drop: float = 0.1
     extractor_gradient: float = 1.0
+    normalized: bool = True
 
     def __post_init__(self) -> None:
         for name in ("conv_channels", "conv_kernels", "conv_strides"):
@@ -131,21 +144,24 @@ class EncoderConfig:
         """Read Hugging Face's configuration; absent keys have transformers' defaults.
 
         Raises:
-            DataError: an architecture that isn't wav2vec 2.0's, with every deviation listed.
+            DataError: an architecture that isn't wav2vec 2.0's, or values of other types, with
+                every deviation listed.
         """
         problems = [
             f"{key} is {config[key]!r}, known is {known!r}"
             for key, known in _FIXED.items()
-            if config.get(key, known) != known
+            if config.get(key, known) != known and not (config[key] is None and known is False)
         ]
         norm = config.get("feat_extract_norm", "group")
         if norm not in ("group", "layer"):
             problems.append(f"feat_extract_norm is {norm!r}, known are 'group' and 'layer'")
-        fields = {ours: config[key] for ours, key in _HUGGINGFACE_KEYS.items() if key in config}
+        problems += key_problems(config, {key: _KINDS[o] for o, key in _HUGGINGFACE_KEYS.items()})
         if not problems:
+            fields = {o: config[key] for o, key in _HUGGINGFACE_KEYS.items() if key in config}
+            fields |= {name: bool(v) for name, v in fields.items() if _KINDS[name] is Switch}
             try:
                 return cls(extractor="group_norm" if norm == "group" else "layer_norm", **fields)
-            except (TypeError, ValueError) as error:
+            except ValueError as error:
                 problems.append(str(error))
         raise DataError(
             "not a wav2vec 2.0 encoder: " + "; ".join(problems),
@@ -305,14 +321,18 @@ class Encoder(nn.Module):
         """Convert torchaudio's ``Wav2Vec2Model`` (also HuBERT's), as its bundles return it.
 
         The mask embedding, which torchaudio's model lacks, is drawn anew. Normalization of the
-        waveform, which some bundles wrap around the model, is left to the caller.
+        waveform, which some bundles wrap around the model, is left to the caller: see
+        ``config.normalized``.
 
         Raises:
             DataError: another architecture, such as WavLM.
         """
         wrapped: Any = getattr(model, "model", model)
         try:
-            config = _config_of_torchaudio(wrapped)
+            config = dataclasses.replace(
+                _config_of_torchaudio(wrapped),
+                normalized=bool(getattr(model, "normalize_waveform", False)),
+            )
         except AttributeError as error:
             raise DataError(
                 f"not a wav2vec 2.0 encoder ({error})",

@@ -1,34 +1,46 @@
 """Weights in and out: Hugging Face's layout both ways, torchaudio's bundles in.
 
-Strict: a weight that is missing, unexpected or of a wrong shape is an error that lists it. Weights
-are read without executing code (safetensors, or torch's ``weights_only``).
+Strict, as `reproduce.model.folders` says.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from reproduce.compat import import_torchaudio
 from reproduce.errors import DataError
 from reproduce.model.encoder import Encoder, EncoderConfig
+from reproduce.model.folders import (
+    CONFIG,
+    OWN,
+    PICKLED,
+    PREPROCESSOR,
+    PROCESSOR,
+    SAFETENSORS,
+    Count,
+    NonNegative,
+    Positive,
+    Share,
+    key_problems,
+    listed,
+    load_strict,
+    own_section,
+    read_folder,
+    require_kind,
+    save_folder,
+    wants_normalized,
+)
 from reproduce.model.pretrainer import PretrainingModel
-from reproduce.records import write_text
 
-CONFIG, SAFETENSORS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
 PREFIX = "wav2vec2."
 PINNED = {
     "facebook/wav2vec2-base": "0b5b8e868dd84f03fd87d01f9c4ff0f080fecfe8",
@@ -47,8 +59,16 @@ _HEAD_KEYS = {
     "quantizer_dropout": ("feat_quantizer_dropout", 0.0),
     "temperature": ("contrastive_logits_temperature", 0.1),
 }
-_OWN = "w2vrep"  # config.json's section for what transformers doesn't know
-_OWN_KEYS = ("diversity", "remove_collisions")
+_HEAD_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("codebooks", "entries", "codevector_dim", "projection_dim"), Count),
+    "quantizer_dropout": Share,
+    "temperature": Positive,
+}
+# Of our own section.
+_OWN_KINDS: dict[str, Any] = {
+    "diversity": Literal["entropy", "perplexity"],
+    "remove_collisions": bool,
+}
 
 
 def encoder_config_to_huggingface(config: EncoderConfig) -> dict[str, Any]:
@@ -70,7 +90,8 @@ def encoder_state_to_huggingface(encoder: Encoder, prefix: str = PREFIX) -> dict
 def save_huggingface(
     model: PretrainingModel, folder: str | Path, *, extra_config: Mapping[str, Any] | None = None
 ) -> None:
-    """Write config.json and model.safetensors as ``Wav2Vec2ForPreTraining`` reads them.
+    """Write config.json, model.safetensors and preprocessor_config.json, as
+    ``Wav2Vec2ForPreTraining`` and ``Wav2Vec2FeatureExtractor`` read them.
 
     Args:
         model: the model, on any device.
@@ -85,24 +106,15 @@ def save_huggingface(
         "proj_codevector_dim": model.project_hid.out_features,
         "feat_quantizer_dropout": model.dropout_features.p,
         "contrastive_logits_temperature": model.temperature,
-        _OWN: {key: getattr(model, key) for key in _OWN_KEYS}
+        OWN: {key: getattr(model, key) for key in _OWN_KINDS}
         | {"extractor_gradient": model.encoder.config.extractor_gradient},
     }
     state = encoder_state_to_huggingface(model.encoder)
     for name, value in model.state_dict().items():
         if not name.startswith("encoder."):
             state[name] = value.detach().cpu().contiguous()
-    save_folder(folder, config | dict(extra_config or {}), state)
-
-
-def save_folder(folder: str | Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Write a configuration and weights in Hugging Face's layout, each file whole or not at all."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{SAFETENSORS}.{os.getpid()}.tmp"
-    save_file(dict(state), temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / SAFETENSORS)
-    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    normalized = model.encoder.config.normalized
+    save_folder(folder, config | dict(extra_config or {}), state, normalized=normalized)
 
 
 def load_pretraining_model(path: str | Path) -> PretrainingModel:
@@ -112,20 +124,25 @@ def load_pretraining_model(path: str | Path) -> PretrainingModel:
         path: a Hugging Face folder of ``Wav2Vec2ForPreTraining`` or a finished run's ``model/``.
 
     Raises:
-        DataError: no such folder, another architecture, or weights that don't fit.
+        DataError: no such folder, another kind of model, or weights that don't fit.
     """
     folder = Path(path)
     config, state = read_folder(folder)
+    require_kind("pretraining model", state, folder)
+    own, head = own_section(config, folder), {}
+    kinds = {key: _HEAD_KINDS[name] for name, (key, _) in _HEAD_KEYS.items()}
+    problems = key_problems(config, kinds) + key_problems(own, _OWN_KINDS)
+    if problems:
+        raise DataError("; ".join(problems), where=str(folder / CONFIG))
     head = {name: config.get(key, default) for name, (key, default) in _HEAD_KEYS.items()}
-    own = {key: config.get(_OWN, {})[key] for key in _OWN_KEYS if key in config.get(_OWN, {})}
-    try:
-        model = PretrainingModel(_encoder_config(config, folder), **head, **own)
-    except (TypeError, ValueError) as error:
-        raise DataError(str(error), where=str(folder / CONFIG)) from error
+    head |= {key: own[key] for key in _OWN_KINDS if key in own}
+    encoder = encoder_config_of(config, folder)
     encoder_state, rest = _split(state)
     state = {f"encoder.{name}": value for name, value in encoder_state.items()} | rest
-    load_strict(model, state, where=str(folder))
-    return model.eval()
+    try:
+        return load_strict(lambda: PretrainingModel(encoder, **head), state, where=str(folder))
+    except ValueError as error:
+        raise DataError(str(error), where=str(folder / CONFIG)) from error
 
 
 def load_encoder(path_or_name: str | Path) -> Encoder:
@@ -201,82 +218,23 @@ def encoder_source(path_or_name: str | Path) -> Path | HubName | str:
     )
 
 
-def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and the weights of a Hugging Face folder, with weight norm under its new names.
-
-    Raises:
-        DataError: a file that is missing or can't be read.
-    """
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(
-            f"no {CONFIG}", where=str(folder), do=f"Give a folder with {CONFIG} and {SAFETENSORS}."
-        ) from error
-    except ValueError as error:
-        raise DataError(f"not JSON: {error}", where=str(path)) from error
-    if not isinstance(config, dict):
-        raise DataError("not a JSON object", where=str(path))
-    safetensors, pickled = folder / SAFETENSORS, folder / PICKLED
-    try:
-        if safetensors.exists():
-            state = load_file(safetensors)
-        elif pickled.exists():
-            state = torch.load(pickled, map_location="cpu", weights_only=True)
-        else:
-            raise DataError(
-                f"neither {SAFETENSORS} nor {PICKLED}",
-                where=str(folder),
-                do="Weights split over several files aren't supported; save them as one.",
-            )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise DataError(
-            f"weights can't be read: {error}",
-            where=str(folder),
-            do="Fetch the file again, or save the weights as safetensors.",
-        ) from error
-    return config, {_modern(name): value for name, value in state.items()}
-
-
-def load_strict(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load weights that fit exactly.
-
-    Raises:
-        DataError: with all that is missing, unexpected or of a wrong shape.
-    """
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    shapes = [
-        f"{name} is {list(found[name])}, not {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    lists = {
-        "missing": expected.keys() - found.keys(),
-        "unexpected": found.keys() - expected.keys(),
-        "of a wrong shape": shapes,
-    }
-    problems = [f"{kind}: {_listed(names)}" for kind, names in lists.items() if names]
-    if problems:
-        raise DataError(
-            "weights don't fit: " + "; ".join(problems),
-            where=where,
-            do="Check that config.json belongs to these weights.",
-        )
-    module.load_state_dict(dict(state))
-
-
 def _encoder_of_folder(folder: Path) -> Encoder:
-    config, state = read_folder(folder)
-    encoder = Encoder(_encoder_config(config, folder))
+    return encoder_of(*read_folder(folder), folder)
+
+
+def encoder_of(config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path) -> Encoder:
+    """The encoder of a folder as :func:`read_folder` gave it, in eval mode.
+
+    Raises:
+        DataError: another architecture, or weights that don't fit.
+    """
+    shape = encoder_config_of(config, folder)
     weights, rest = _split(state)
     if not weights:  # a bare Wav2Vec2Model: no prefix, no head
         weights = {_our_name(name): value for name, value in rest.items()}
     if "mask_embedding" not in weights:
-        weights["mask_embedding"] = _drawn_embedding(encoder, str(folder))
-    load_strict(encoder, weights, where=str(folder))
-    return encoder.eval()
+        weights["mask_embedding"] = _drawn_embedding(shape.width, str(folder))
+    return load_strict(lambda: Encoder(shape), weights, where=str(folder))
 
 
 def _encoder_of_bundle(name: str) -> Encoder:
@@ -287,7 +245,7 @@ def _encoder_of_bundle(name: str) -> Encoder:
         raise DataError(
             "neither a folder nor a torchaudio bundle",
             where=name,
-            do=f"Bundles: {_listed(known, 40)}.",
+            do=f"Bundles: {listed(known, 40)}.",
         )
     try:
         model = bundle.get_model()
@@ -300,18 +258,28 @@ def _encoder_of_bundle(name: str) -> Encoder:
         ) from error
     encoder = Encoder.from_torchaudio(model, where=name)
     with torch.no_grad():
-        encoder.mask_embedding.copy_(_drawn_embedding(encoder, name))
+        encoder.mask_embedding.copy_(_drawn_embedding(encoder.config.width, name))
     return encoder.eval()
 
 
 def _fetch(name: HubName) -> Path:
     """The hub's files of an encoder, from its cache where they are there."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository, revision = name.repository, name.commit
     try:
         config = hf_hub_download(repository, CONFIG, revision=revision)
+        for file in (PREPROCESSOR, PROCESSOR):
+            try:
+                hf_hub_download(repository, file, revision=revision)
+            except LocalEntryNotFoundError:  # offline
+                absent = try_to_load_from_cache(repository, file, revision=revision)
+                if file == PREPROCESSOR and absent is None:
+                    text = "can't be fetched: taken to want normalized waveforms"
+                    warnings.warn(f"{name}: its {file} {text}", stacklevel=3)
+            except EntryNotFoundError:  # it has none
+                pass
         try:
             hf_hub_download(repository, SAFETENSORS, revision=revision)
         except LocalEntryNotFoundError:  # offline, and not in the cache: the other one may be
@@ -330,10 +298,21 @@ def _fetch(name: HubName) -> Path:
     return Path(config).parent
 
 
-def _encoder_config(config: Mapping[str, Any], folder: Path) -> EncoderConfig:
+def encoder_config_of(config: Mapping[str, Any], folder: Path) -> EncoderConfig:
+    """The encoder's shape as a folder's config.json says, and its input as it wants it.
+
+    Raises:
+        DataError: another architecture, values of other types, or another input than ours.
+    """
     encoder = EncoderConfig.from_huggingface(config, where=str(folder / CONFIG))
-    own = config.get(_OWN, {})
-    return dataclasses.replace(encoder, extractor_gradient=own.get("extractor_gradient", 1.0))
+    own = own_section(config, folder)
+    if problems := key_problems(own, {"extractor_gradient": NonNegative}):
+        raise DataError("; ".join(problems), where=f"{folder / CONFIG}: {OWN}")
+    return dataclasses.replace(
+        encoder,
+        extractor_gradient=own.get("extractor_gradient", 1.0),
+        normalized=wants_normalized(folder),
+    )
 
 
 def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -354,18 +333,6 @@ def _our_name(name: str) -> str:
     return name
 
 
-def _modern(name: str) -> str:
-    """weight_g and weight_v of the older weight norm under the newer one's names."""
-    name = re.sub(r"\bweight_g$", "parametrizations.weight.original0", name)
-    return re.sub(r"\bweight_v$", "parametrizations.weight.original1", name)
-
-
-def _drawn_embedding(encoder: Encoder, where: str) -> Tensor:
+def _drawn_embedding(width: int, where: str) -> Tensor:
     warnings.warn(f"{where} has no mask embedding: drawn from U(0, 1)", stacklevel=3)
-    return torch.rand(encoder.config.width, generator=torch.Generator().manual_seed(0))
-
-
-def _listed(names: Iterable[str], most: int = 12) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return torch.rand(width, generator=torch.Generator().manual_seed(0))

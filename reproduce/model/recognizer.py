@@ -8,11 +8,9 @@ Letters: B batch, T samples, F frames, D feature width, V tokens, L levels.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -22,13 +20,6 @@ from torch.nn.utils.rnn import pad_sequence
 from reproduce.errors import DataError
 from reproduce.model.codebook import CodeSums
 from reproduce.model.encoder import Encoder
-from reproduce.model.interop import (
-    encoder_config_to_huggingface,
-    encoder_state_to_huggingface,
-    load_encoder,
-    read_folder,
-    save_folder,
-)
 from reproduce.model.rvq import ResidualQuantizers, RvqOptions
 from reproduce.position import derive_seed
 
@@ -38,7 +29,6 @@ InputLength = Literal["utterance", "padded"]
 HEAD_STD = 0.02
 """Initial standard deviation of head weights; biases are zero. As transformers' ``Wav2Vec2ForCTC``
 initializes ``lm_head`` (``initializer_range``)."""
-_OWN = "w2vrep"  # config.json's section for what transformers doesn't know
 
 
 @dataclass(frozen=True)
@@ -367,69 +357,3 @@ class Recognizer(nn.Module):
                 rows += [row[:count] for row, count in zip(encoded, frames.tolist())]
         self.heads.quantizers.initialize(torch.cat(rows))
         self.train(training)
-
-
-def save_recognizer(
-    folder: str | Path, recognizer: Recognizer, arm: str, *, blank: int = 0
-) -> None:
-    """Write one arm as config.json and model.safetensors in the layout of ``Wav2Vec2ForCTC``.
-
-    transformers loads it without missing keys. An arm with a quantizer has its codebooks beside
-    them as ``rvq.*``, which transformers reports as unexpected: its own model is without them.
-    """
-    encoder, heads = recognizer.encoder, recognizer.heads
-    if not isinstance(encoder, Encoder):
-        raise TypeError(f"can't save an encoder of type {type(encoder).__name__}")
-    config = encoder_config_to_huggingface(encoder.config) | {
-        "architectures": ["Wav2Vec2ForCTC"],
-        "vocab_size": heads.vocabulary_size,
-        "pad_token_id": blank,
-        "final_dropout": heads.head_dropout,
-        "ctc_loss_reduction": "mean",
-        "ctc_zero_infinity": True,
-        _OWN: {
-            "extractor_gradient": encoder.config.extractor_gradient,
-            "arm": arm,
-            "seed": heads.seed,
-            "input_length": recognizer.input_length,
-            "rvq": dataclasses.asdict(heads.options) | {"levels": heads.arms[arm]},
-        },
-    }
-    state = {name: value.cpu().contiguous() for name, value in heads.arm_state(arm).items()}
-    save_folder(folder, config, encoder_state_to_huggingface(encoder) | state)
-
-
-def load_recognizer(folder: str | Path) -> Recognizer:
-    """What :func:`save_recognizer` wrote, or any ``Wav2Vec2ForCTC`` folder: one arm, in eval mode.
-
-    Raises:
-        DataError: no such folder, no CTC head in it, or weights that don't fit.
-    """
-    folder = Path(folder)
-    config, state = read_folder(folder)
-    state = {name: value for name, value in state.items() if name.startswith(("lm_head.", "rvq."))}
-    if "lm_head.weight" not in state:
-        raise DataError(
-            "the weights hold no CTC head (lm_head.weight)",
-            where=str(folder),
-            do="Give a fine-tuned model: the model/ folder of a finetune run.",
-        )
-    own = config.get(_OWN, {})
-    settings = dict(own.get("rvq", {"padding": False}))
-    levels, arm = settings.pop("levels", 0), own.get("arm", "no_rvq")
-    vocabulary_size, dim = state["lm_head.weight"].shape
-    try:
-        options = RvqOptions(**settings)
-    except TypeError as error:
-        raise DataError(str(error), where=f"{folder}/config.json: {_OWN}.rvq") from error
-    heads = HeadBank(
-        {arm: levels},
-        dim,
-        vocabulary_size,
-        seed=own.get("seed", 0),
-        head_dropout=config.get("final_dropout", 0.0),
-        options=options,
-    )
-    heads.load_arm_state(arm, state)
-    length: InputLength = own.get("input_length", "utterance")
-    return Recognizer(load_encoder(folder), heads, input_length=length).eval()

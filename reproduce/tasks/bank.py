@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from reproduce.data.vocabulary import Vocabulary
-from reproduce.model.interop import (
-    load_encoder,
-)
+from reproduce.model.interop import load_encoder
 from reproduce.model.recognizer import HeadBank, Recognizer
 from reproduce.model.rvq import RvqOptions
 from reproduce.recipe.schema import Finetune, Recipe
@@ -55,6 +53,7 @@ def train_bank(
     vocabulary = Vocabulary.make(context.recipe.data.vocabulary, train.texts)
     levels = {arm: context.recipe.finetune_arm(arm).rvq.levels for arm in arms}
     encoder = load_encoder(str(encoder_path(context.recipe, context.work, seed, arms[0])))
+    train.normalized = valid.normalized = encoder.config.normalized
     heads = HeadBank(
         levels,
         encoder.config.width,

@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.errors import DataError, DivergedError, W2vrepError
-from reproduce.model.interop import (
-    CONFIG,
-    PICKLED,
-    SAFETENSORS,
-    HubName,
-    encoder_source,
-    load_encoder,
-)
+from reproduce.model.folders import CONFIG, PICKLED, SAFETENSORS, wants_normalized
+from reproduce.model.interop import HubName, encoder_source, load_encoder
 from reproduce.recipe.schema import Recipe
 from reproduce.records import WorkFolder
 from reproduce.tasks.context import read_record
@@ -109,4 +103,5 @@ def settings_of_encoder(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -
     digest = hashlib.sha256()
     for file in (source / CONFIG, *weights[:1]):
         digest.update(file.read_bytes() if file.is_file() else b"")
-    return {"encoder_sha256": digest.hexdigest()}
+    settings: dict[str, Any] = {"encoder_sha256": digest.hexdigest()}
+    return settings if wants_normalized(source) else settings | {"encoder_input": "as it is"}

@@ -99,6 +99,7 @@ def _key(context: Context, encoder: Encoder, speech: Speech) -> str:
     about = {
         "format": FORMAT,
         "encoder": encoder.config.to_huggingface(),
+        "normalized": encoder.config.normalized,
         "manifest": context.manifest.sha256,
         "utterances": speech.ids,
         "precision": context.recipe.compute.precision,

@@ -17,7 +17,8 @@ from reproduce.data.batches import Batch, Speech
 from reproduce.data.vocabulary import Vocabulary
 from reproduce.model.codebook import CodeSums
 from reproduce.model.masking import channel_mask, span_mask
-from reproduce.model.recognizer import EncoderMode, HeadBankOutput, Recognizer, save_recognizer
+from reproduce.model.recognizer import EncoderMode, HeadBankOutput, Recognizer
+from reproduce.model.trained import save_recognizer
 from reproduce.objective.ctc import blank_frames, ctc_loss, greedy_decode
 from reproduce.objective.error_rates import character_errors, word_errors
 from reproduce.position import generator
@@ -297,11 +298,7 @@ class FinetuneTask(Task):
         found = self.last_valid[arm]
         if self.context.ranks.main:
             save_recognizer(run.model, self.recognizer, arm, blank=self.vocabulary.blank)
-            extractor = self.recognizer.encoder.config.extractor  # type: ignore[union-attr]
-            self.vocabulary.save_tokenizer_files(
-                run.model,
-                attention_mask=extractor == "layer_norm",  # type: ignore[arg-type]
-            )
+            self.vocabulary.save_tokenizer_files(run.model)
             write_text(run.hypotheses, self._hypotheses(found.hypotheses))
             if found.sums is not None:
                 self._write_codes(run.codes, arm, found.sums)

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from reproduce.data.vocabulary import SPECIALS, UNKNOWN_SHOWN, Vocabulary, normalize_text
+from reproduce.data.vocabulary import SPECIALS, UNKNOWN_SHOWN, Decoder, Vocabulary, normalize_text
 from reproduce.errors import DataError, UsageError
 
 TEXTS = {
@@ -128,23 +128,31 @@ def test_transformers_decodes_and_encodes_alike(name: str, tmp_path: Path) -> No
         assert vocabulary.decode(collapsed) == " ".join(theirs.decode(ids).split())
 
 
-@pytest.mark.parametrize("attention_mask", [False, True])
-def test_the_saved_files_make_a_processor(attention_mask: bool, tmp_path: Path) -> None:
+def test_the_saved_files_make_a_tokenizer(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     text = TEXTS["french"]
     vocabulary = Vocabulary.make("corpus", [text])
-    vocabulary.save_tokenizer_files(tmp_path / "new", attention_mask=attention_mask)
-    processor = transformers.Wav2Vec2Processor.from_pretrained(tmp_path / "new")
-    tokenizer = processor.tokenizer
+    vocabulary.save_tokenizer_files(tmp_path / "new")
+    tokenizer = transformers.Wav2Vec2CTCTokenizer.from_pretrained(tmp_path / "new")
     assert tokenizer.get_vocab() == vocabulary.ids == json.loads(vocabulary.to_json())
     assert (tokenizer.pad_token_id, tokenizer.unk_token_id) == (0, 3)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
     assert tokenizer.word_delimiter_token_id == 4
-    assert processor.feature_extractor.sampling_rate == 16_000
-    assert processor.feature_extractor.return_attention_mask is attention_mask
-
-    wave = np.random.default_rng(0).normal(3.0, 2.0, 4000).astype(np.float32)
-    out = processor(audio=wave, text=text, sampling_rate=16_000)
-    assert abs(float(np.mean(out.input_values[0]))) < 1e-4
-    assert list(out.labels) == vocabulary.encode(text)
     assert tokenizer.batch_decode([vocabulary.encode(text)], group_tokens=False) == [text]
+
+
+def test_decoder_of_another_tokenizer() -> None:
+    """Special tokens by other names and anywhere, as fine-tuned models of the hub have them."""
+    ids = {"a": 0, "b": 1, "/": 2, "[UNK]": 3, "[PAD]": 4, "<s>": 5, "</s>": 6}
+    names = {"pad_token": "[PAD]", "unk_token": {"content": "[UNK]"}, "word_delimiter_token": "/"}
+    decoder = Decoder.of_tokenizer(ids, names)
+    assert decoder.blank == 4
+    assert decoder.decode([5, 0, 2, 2, 1, 4, 3, 6]) == "a b\N{REPLACEMENT CHARACTER}"
+    lower = Decoder.of_tokenizer({"A": 0, "[PAD]": 1}, names | {"do_lower_case": True})
+    assert lower.decode([0]) == "a"
+    with pytest.raises(DataError, match="'<pad>', the CTC blank"):
+        Decoder.of_tokenizer(ids, {})
+    with pytest.raises(DataError, match="not a mapping of tokens to ids"):
+        Decoder.of_tokenizer({"eng": {"a": 0}}, names)
+    with pytest.raises(DataError, match="id 7"):
+        decoder.decode([7])

@@ -3,9 +3,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.error
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from reproduce.compat import import_torchaudio
 from reproduce.errors import DataError
 from reproduce.model.encoder import EncoderConfig
+from reproduce.model.folders import save_folder
 from reproduce.model.interop import (
     encoder_config_to_huggingface,
     encoder_state_to_huggingface,
     load_encoder,
     load_pretraining_model,
-    save_folder,
     save_huggingface,
 )
 from reproduce.model.pretrainer import PretrainingModel
@@ -95,6 +97,7 @@ def test_there_and_back(config: EncoderConfig, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
         "config.json",
         "model.safetensors",
+        "preprocessor_config.json",
     ]
 
 
@@ -295,3 +298,223 @@ def test_the_package_is_light_until_it_is_used() -> None:
         "assert 'torch' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", probe], check=True)
+
+
+# --------------------------------------------------------------------------- what real folders hold
+
+
+def spoil_weights(folder: Path, weights: object) -> Path:
+    """pytorch_model.bin in the place of model.safetensors."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    torch.save(weights, folder / "pytorch_model.bin")
+    return folder
+
+
+def edit_json(folder: Path, name: str = "config.json", **changes: Any) -> None:
+    path = folder / name
+    values = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(values | changes))
+
+
+@pytest.mark.parametrize("place", ["model", "state_dict", "model_state_dict"])
+def test_weights_nested_in_a_trainers_checkpoint(place: str, tmp_path: Path) -> None:
+    save_huggingface(make(), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    spoil_weights(tmp_path, {"epoch": 3, "optimizer": {"lr": 0.1}, place: state})
+    assert same(load_pretraining_model(tmp_path), make())
+
+
+@pytest.mark.filterwarnings("ignore:.*mask embedding")
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"model": {"cfg": {}, "model": {"x": torch.zeros(1)}}}, "under 'model' the entry 'cfg'"),
+        ({"state_dict": {"x": torch.zeros(1)}}, "unexpected: x"),
+        ([torch.zeros(1)], "holds a list; names and tensors are wanted"),
+        (torch.zeros(1), "holds a tensor; names and tensors are wanted"),
+        (3.0, "holds a float"),
+        ({0: torch.zeros(1)}, "the entry 0 is a tensor"),
+        ({"x": 3}, "the entry 'x' is an int"),
+        ({}, "missing: "),
+    ],
+)
+def test_weights_that_are_no_names_and_tensors(
+    weights: object, message: str, tmp_path: Path
+) -> None:
+    save_huggingface(make(), tmp_path)
+    spoil_weights(tmp_path, weights)
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mask_emb", "post_extract_proj.weight"),
+        ("feature_extractor.conv_layers.0.0.weight", "encoder.layers.0.self_attn.k_proj.weight"),
+        ("w2v_encoder.w2v_model.encoder.pos_conv.0.weight_g",),
+    ],
+)
+def test_fairseqs_names_are_refused_by_name(names: tuple[str, ...], tmp_path: Path) -> None:
+    save_huggingface(make(), tmp_path)
+    spoil_weights(tmp_path, {"model": {name: torch.zeros(1) for name in names}})
+    with pytest.raises(DataError, match=r"(?s)fairseq's names: .*convert_wav2vec2") as caught:
+        load_encoder(tmp_path)
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_weights_that_are_no_floats(tmp_path: Path) -> None:
+    save_huggingface(make(), tmp_path)
+    edit_weights(tmp_path, **{"project_q.bias": torch.zeros(24, dtype=torch.int8)})
+    with pytest.raises(DataError, match=r"no floating-point numbers: project_q\.bias is int8"):
+        load_pretraining_model(tmp_path)
+
+
+def test_half_precision_weights(tmp_path: Path) -> None:
+    save_huggingface(make(), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({n: v.half() for n, v in state.items()}, tmp_path / "model.safetensors")
+    back = load_pretraining_model(tmp_path)
+    assert back.project_q.weight.dtype == torch.float32
+    torch.testing.assert_close(back.project_q.weight, make().project_q.weight, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "48"}, "hidden_size is '48': input should be a valid integer"),
+        ({"hidden_size": True}, "hidden_size is True"),
+        ({"hidden_size": None}, "hidden_size is None"),
+        ({"hidden_size": 48.5}, "hidden_size is 48.5"),
+        ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers is -2"),
+        ({"num_hidden_layers": [2]}, r"num_hidden_layers is \[2\]"),
+        ({"conv_dim": 32}, "conv_dim is 32: input should be a valid list"),
+        ({"conv_dim": [32, "32"]}, "conv_dim is"),
+        ({"conv_stride": {}}, "conv_stride is {}"),
+        ({"conv_bias": "no"}, "conv_bias is 'no'"),
+        ({"do_stable_layer_norm": 1}, "do_stable_layer_norm is 1"),
+        ({"layerdrop": float("nan")}, "layerdrop is nan"),
+        ({"hidden_dropout": 1.5}, "hidden_dropout is 1.5"),
+        ({"hidden_dropout": 2, "layerdrop": "x"}, "hidden_dropout is 2.*layerdrop is 'x'"),
+        ({"feat_extract_norm": ["group"]}, "feat_extract_norm is"),
+        ({"model_type": None}, "model_type is None"),
+        ({"hidden_size": 480_000_000}, "mask_embedding is .48., not .480000000."),
+        ({"num_codevector_groups": "4"}, "num_codevector_groups is '4'"),
+        ({"contrastive_logits_temperature": 0}, "contrastive_logits_temperature is 0"),
+        ({"w2vrep": [1]}, r"w2vrep is \[1\], not an object"),
+        ({"w2vrep": {"diversity": "none"}}, "diversity is 'none'"),
+        ({"w2vrep": {"extractor_gradient": "1"}}, "extractor_gradient is '1'"),
+    ],
+)
+def test_values_of_wrong_types_are_named(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    save_huggingface(make(), tmp_path)
+    edit_json(tmp_path, **changes)
+    with pytest.raises(DataError, match=message):
+        load_pretraining_model(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["conv_bias", "do_stable_layer_norm", "add_adapter"])
+def test_null_is_off_where_transformers_takes_it_for_off(key: str, tmp_path: Path) -> None:
+    save_huggingface(make(), tmp_path)
+    edit_json(tmp_path, **{key: None})
+    encoder = load_encoder(tmp_path)
+    assert same(encoder, make().encoder)
+    assert encoder.config == TINY
+
+
+@pytest.mark.parametrize(
+    ("said", "normalized"),
+    [
+        (None, True),
+        ({}, True),
+        ({"do_normalize": True, "sampling_rate": 16000}, True),
+        ({"do_normalize": False}, False),
+        ({"do_normalize": None}, False),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_how_an_encoder_wants_its_input(
+    said: dict[str, Any] | None, normalized: bool, nested: bool, tmp_path: Path
+) -> None:
+    save_huggingface(make(), tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    if said is not None and nested:
+        edit_json(tmp_path, "processor_config.json", feature_extractor=said)
+    elif said is not None:
+        edit_json(tmp_path, "preprocessor_config.json", **said)
+    model = load_pretraining_model(tmp_path)
+    assert model.encoder.config.normalized is load_encoder(tmp_path).config.normalized is normalized
+    save_huggingface(model, tmp_path / "again")
+    written = json.loads((tmp_path / "again" / "preprocessor_config.json").read_text())
+    assert (written["do_normalize"], written["sampling_rate"]) == (normalized, 16_000)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"sampling_rate": 8000}, "sampling_rate is 8000, known is 16000"),
+        ({"sampling_rate": None}, "sampling_rate is None"),
+        ({"sampling_rate": "16000"}, "sampling_rate is '16000'"),
+        ({"feature_size": 80}, "feature_size is 80"),
+        ({"padding_value": -1.0}, "padding_value is -1.0"),
+        ({"do_normalize": "false"}, "do_normalize is 'false'"),
+        ({"do_normalize": 0}, "do_normalize is 0"),
+        ({"feature_extractor_type": "SeamlessM4TFeatureExtractor"}, "feature_extractor_type is 'S"),
+        ({"do_normalize": 1, "sampling_rate": 8000}, "do_normalize is 1.*sampling_rate is 8000"),
+    ],
+)
+def test_an_input_that_is_not_ours_is_refused(
+    said: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    save_huggingface(make(), tmp_path)
+    edit_json(tmp_path, "preprocessor_config.json", **said)
+    with pytest.raises(DataError, match=message) as caught:
+        load_encoder(tmp_path)
+    assert "preprocessor_config.json" in caught.value.where
+
+
+def test_transformers_reads_how_a_pretrained_model_wants_its_input(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    for config in (TINY, dataclasses.replace(LAYER_NORM, normalized=False)):
+        save_huggingface(make(config), tmp_path)
+        theirs = transformers.Wav2Vec2FeatureExtractor.from_pretrained(tmp_path)
+        assert theirs.do_normalize is config.normalized
+        assert theirs.sampling_rate == 16_000
+        assert theirs.return_attention_mask is (config.extractor == "layer_norm")
+
+
+def test_bundles_say_how_they_want_their_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipelines = import_torchaudio().pipelines
+    for wrapped in (False, True):
+        theirs = bundle_model(TINY)
+        if wrapped:
+            theirs = pipelines._wav2vec2.utils._extend_model(theirs, normalize_waveform=True)
+        monkeypatch.setattr(pipelines.Wav2Vec2Bundle, "get_model", lambda self, m=theirs: m)
+        with pytest.warns(UserWarning, match="mask embedding"):
+            assert load_encoder("WAV2VEC2_BASE").config.normalized is wrapped
+
+
+def test_a_hub_encoder_whose_input_is_not_known_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_huggingface(make(), tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    raised: type[Exception] = huggingface_hub.errors.LocalEntryNotFoundError
+
+    def download(repository: str, filename: str, revision: str) -> str:
+        if not (tmp_path / filename).exists():
+            raise raised(filename)
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.warns(UserWarning, match=r"preprocessor_config.json can't be fetched"):
+        load_encoder("facebook/wav2vec2-base")
+    raised = huggingface_hub.errors.EntryNotFoundError  # the hub has none
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_encoder("facebook/wav2vec2-base")
+    edit_json(tmp_path, "preprocessor_config.json", do_normalize=False)
+    assert not load_encoder("facebook/wav2vec2-base").config.normalized

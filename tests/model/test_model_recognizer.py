@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from reproduce.errors import DataError
 from reproduce.model.encoder import Encoder, EncoderConfig
-from reproduce.model.recognizer import HeadBank, Recognizer, load_recognizer, save_recognizer
+from reproduce.model.recognizer import HeadBank, Recognizer
 from reproduce.model.rvq import RvqOptions
 from reproduce.objective.ctc import ctc_loss
 
@@ -250,64 +248,6 @@ def test_codebooks_start_from_the_first_update() -> None:
     twin = recognizer(CORRECTED)
     twin.initialize_codebooks([model.encode(*batch) for batch in batches], features=True)
     assert_same_state(twin.heads.arm_state("rvq_4"), model.heads.arm_state("rvq_4"))
-
-
-@pytest.mark.parametrize("arm", ["no_rvq", "rvq_2"])
-def test_saved_and_loaded(arm: str, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    model = recognizer(replace(AS_RUN, codes=9)).eval()
-    with torch.no_grad():
-        for head in model.heads.heads.values():
-            head.weight.mul_(50)  # type: ignore[operator]
-    save_recognizer(tmp_path, model, arm)
-    waveform = torch.randn(2, 4000)
-    expected = model(waveform)
-
-    loaded = load_recognizer(tmp_path)
-    assert loaded.heads.arms == {arm: ARMS[arm]}
-    assert not loaded.training
-    assert torch.equal(loaded(waveform).logits[arm], expected.logits[arm])
-    assert_same_state(loaded.heads.arm_state(arm), model.heads.arm_state(arm))
-
-    theirs, report = transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path, output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["mismatched_keys"]
-    assert {key.split(".")[0] for key in report["unexpected_keys"]} == (
-        {"rvq"} if ARMS[arm] else set()
-    )
-    assert (theirs.config.vocab_size, theirs.config.pad_token_id) == (V, 0)
-    if arm == "no_rvq":
-        with torch.no_grad():
-            logits = theirs.eval()(waveform).logits
-        torch.testing.assert_close(logits, expected.logits[arm], rtol=1e-4, atol=1e-4)
-
-
-def test_loads_a_ctc_folder_of_transformers(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.Wav2Vec2Config(**CONFIG.to_huggingface(), vocab_size=V)
-    theirs = transformers.Wav2Vec2ForCTC(config).eval()
-    theirs.save_pretrained(tmp_path)
-    waveform = torch.randn(2, 4000)
-    ours = load_recognizer(tmp_path)
-    with torch.no_grad():
-        expected = theirs(waveform).logits
-    torch.testing.assert_close(ours(waveform).logits["no_rvq"], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_folder_without_a_head_or_with_unknown_settings(tmp_path: Path) -> None:
-    model = recognizer()
-    save_recognizer(tmp_path, model, "rvq_1")
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["w2vrep"]["rvq"]["colour"] = "red"
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="colour"):
-        load_recognizer(tmp_path)
-    from reproduce.model.interop import encoder_state_to_huggingface, save_folder
-
-    save_folder(tmp_path, config, encoder_state_to_huggingface(Encoder(CONFIG)))
-    with pytest.raises(DataError, match="no CTC head"):
-        load_recognizer(tmp_path)
 
 
 def test_head_starts_as_in_transformers() -> None:

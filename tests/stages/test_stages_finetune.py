@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -35,8 +36,10 @@ from reproduce.data import features as feature_files
 from reproduce.data.corpora import Utterance
 from reproduce.data.manifest import Manifest, write_manifest
 from reproduce.errors import DataError, DivergedError, InterruptedRun, RecipeError, UsageError
+from reproduce.model import load_recognizer
 from reproduce.model.encoder import Encoder, EncoderConfig
-from reproduce.model.interop import encoder_state_to_huggingface, load_encoder, save_folder
+from reproduce.model.folders import save_folder
+from reproduce.model.interop import encoder_state_to_huggingface, load_encoder
 from reproduce.records import RunFolder, RunRecord, WorkFolder
 from reproduce.stages.finetune import finetune
 from reproduce.stages.pretrain import pretrain
@@ -68,6 +71,12 @@ def save_encoder(folder: Path, extractor: str = "group_norm", seed: int = 0) -> 
     encoder = Encoder(config)
     save_folder(folder, config.to_huggingface(), encoder_state_to_huggingface(encoder))
     return folder
+
+
+def as_recorded(work: WorkFolder, encoder: str) -> None:
+    """Have an encoder say that its input isn't to be normalized."""
+    path = work.root / encoder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_normalize": False}))
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +159,31 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Encoder, "forward", counting)
     return batches
+
+
+# -------------------------------------------------------------------------------------- the input
+
+
+def test_an_encoder_that_wants_its_input_as_recorded(fresh: Callable[[], WorkFolder]) -> None:
+    """Kept features, training and the finished model follow ``do_normalize``."""
+    work = fresh()
+    as_recorded(work, "layer_norm")
+    sets = [*SHORT, "data.vocabulary=corpus"]
+    (run_of,) = run("as-written", work, ["rvq_1"], *sets, encoder="layer_norm")
+    trained = load_recognizer(run_of.model)
+    assert not trained.encoder.config.normalized
+    manifest = Manifest.read(work.data)
+    row = manifest.rows[manifest.rows["split"] == "valid"].iloc[0]
+    pcm = manifest.audio.slice(int(row["offset"]), int(row["samples"]))
+    with run_of.hypotheses.open(encoding="utf-8") as file:
+        written = {line["id"]: line["hypothesis"] for line in csv.DictReader(file)}
+    assert trained.transcribe(pcm) == written[row["id"]]
+    record = RunRecord.read(run_of.record)
+    assert record.settings["encoder_input"] == "as it is"
+
+    (other,) = run("as-written", fresh(), ["rvq_1"], *sets, encoder="layer_norm")
+    losses = [rows(folder)[0]["ctc_loss"] for folder in (run_of, other)]
+    assert losses[0] != losses[1]
 
 
 # -------------------------------------------------------------------------------------- the bank
@@ -739,7 +773,8 @@ def test_a_bundle_by_name(fresh: Callable[[], WorkFolder], monkeypatch: pytest.M
     recipe = tiny_recipe("as-written", work, *SHORT, "finetune.encoder=WAV2VEC2_BASE")
     with pytest.warns(UserWarning, match="no mask embedding"):
         finetune(recipe, work, ONE, ["no_rvq"], [1])
-    (expected,) = run("as-written", fresh(), ["no_rvq"], *SHORT)
+    as_recorded(again := fresh(), "encoder")  # as torchaudio's base models want it
+    (expected,) = run("as-written", again, ["no_rvq"], *SHORT)
     found = work.run("finetune", "no_rvq", 1)
     assert_rows_close(rows(found), rows(expected), 1e-5)
 

@@ -17,7 +17,7 @@ from reproduce.data.audio import to_float
 from reproduce.data.batches import Speech
 from reproduce.data.manifest import Manifest
 from reproduce.data.vocabulary import Vocabulary
-from reproduce.model.recognizer import load_recognizer
+from reproduce.model import load_recognizer
 from reproduce.objective.ctc import greedy_decode
 from reproduce.recipe import load_recipe
 from reproduce.records import RunFolder, RunRecord, WorkFolder
