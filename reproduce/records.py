@@ -19,10 +19,10 @@ Status = Literal["running", "interrupted", "failed", "finished"]
 Outcome = Literal["ok", "diverged", "at_chance", "collapsed", "all_blank"]
 
 PRETRAIN_COLUMNS = (
-    "update", "split", "contrastive_loss", "chance_loss", "diversity_loss", "icsl",
-    "icsl_effective_weight", "icsl_gradient_share", "code_nmi", "perplexity", "mask_fraction",
-    "negatives_kept", "learning_rate", "gumbel_temperature", "grad_norm", "audio_seconds",
-    "wall_seconds",
+    "update", "split", "contrastive_loss", "chance_loss", "speech_loss", "speech_chance",
+    "diversity_loss", "icsl", "icsl_effective_weight", "icsl_gradient_share", "code_nmi",
+    "perplexity", "mask_fraction", "negatives_kept", "learning_rate", "gumbel_temperature",
+    "grad_norm", "audio_seconds", "wall_seconds",
 )  # fmt: skip
 FINETUNE_COLUMNS = (
     "update", "split", "ctc_loss", "wer", "cer", "blank_rate", "zeroed", "learning_rate",

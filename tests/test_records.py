@@ -12,9 +12,9 @@ from reproduce.records import RunFolder, RunRecord, WorkFolder, write_text
 
 def test_columns_are_the_published_ones():
     assert ",".join(records.PRETRAIN_COLUMNS) == (
-        "update,split,contrastive_loss,chance_loss,diversity_loss,icsl,icsl_effective_weight,"
-        "icsl_gradient_share,code_nmi,perplexity,mask_fraction,negatives_kept,learning_rate,"
-        "gumbel_temperature,grad_norm,audio_seconds,wall_seconds"
+        "update,split,contrastive_loss,chance_loss,speech_loss,speech_chance,diversity_loss,icsl,"
+        "icsl_effective_weight,icsl_gradient_share,code_nmi,perplexity,mask_fraction,"
+        "negatives_kept,learning_rate,gumbel_temperature,grad_norm,audio_seconds,wall_seconds"
     )
     assert ",".join(records.FINETUNE_COLUMNS) == (
         "update,split,ctc_loss,wer,cer,blank_rate,zeroed,learning_rate,grad_norm,rvq_mse,"

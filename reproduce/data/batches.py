@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -33,17 +33,19 @@ T = TypeVar("T")
 class Plan:
     """Which utterances each micro-batch of each update holds.
 
-    Every epoch is a fresh permutation of all utterances, a function of (seed, epoch); nothing is
+    Every epoch holds all utterances in a fresh order, a function of (seed, epoch); nothing is
     dropped.
 
     Args:
         utterances: N.
-        batch_size: utterances a micro-batch.
+        batch_size: utterances a micro-batch; with buckets, at most.
         accumulation: micro-batches an update.
-        seed: of the permutations.
-        epoch_end: ``carry`` lets batches run on into the next epoch, so that all are full;
-            ``short`` ends each epoch with a smaller micro-batch and a shorter update where N
-            doesn't divide evenly, as a data loader without ``drop_last`` does.
+        seed: of the orders.
+        epoch_end: ``carry`` lets updates run on into the next epoch, and batches without buckets
+            too, so that all are full; ``short`` ends each epoch with a smaller micro-batch and a
+            shorter update where N doesn't divide evenly, as a data loader without ``drop_last``
+            does.
+        buckets: batches of utterances of similar length; None: of any.
     """
 
     utterances: int
@@ -51,16 +53,21 @@ class Plan:
     accumulation: int
     seed: int
     epoch_end: Literal["carry", "short"] = "carry"
+    buckets: Buckets | None = field(default=None, compare=False)
 
     @property
     def updates_per_epoch(self) -> float:
         """Whole for ``short``."""
         if self.epoch_end == "short":
             return math.ceil(self.micro_batches_per_epoch / self.accumulation)
+        if self.buckets is not None:
+            return len(self.buckets) / self.accumulation
         return self.utterances / (self.batch_size * self.accumulation)
 
     @property
     def micro_batches_per_epoch(self) -> int:
+        if self.buckets is not None:
+            return len(self.buckets)
         return math.ceil(self.utterances / self.batch_size)
 
     def micro_batches(self, updates: int) -> int:
@@ -76,8 +83,10 @@ class Plan:
         """Whether an epoch ends with or within this update (the first is 1)."""
         if self.epoch_end == "short":
             return update % int(self.updates_per_epoch) == 0
-        size = self.batch_size * self.accumulation
-        return update * size // self.utterances > (update - 1) * size // self.utterances
+        size, epoch = self.batch_size * self.accumulation, self.utterances
+        if self.buckets is not None:
+            size, epoch = self.accumulation, len(self.buckets)
+        return update * size // epoch > (update - 1) * size // epoch
 
     def update_in_epoch(self, update: int) -> int:
         """1 for the first update of an epoch; with ``carry``, the update itself."""
@@ -88,6 +97,8 @@ class Plan:
     def update(self, update: int) -> list[list[int]]:
         """The micro-batches of an update (the first is 1): positions 0..N-1 in the selection."""
         size, per_update = self.batch_size, self.accumulation
+        if self.buckets is not None:
+            return self._bucketed(update, self.buckets)
         if self.epoch_end == "carry":
             first = (update - 1) * size * per_update
             return [
@@ -99,9 +110,74 @@ class Plan:
         rows = [int(row) for row in order[first : first + size * per_update]]
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
+    def _bucketed(self, update: int, buckets: Buckets) -> list[list[int]]:
+        if self.epoch_end == "carry":
+            first = (update - 1) * self.accumulation
+            places = [divmod(first + j, len(buckets)) for j in range(self.accumulation)]
+        else:
+            epoch, within = divmod(update - 1, int(self.updates_per_epoch))
+            first = within * self.accumulation
+            last = min(first + self.accumulation, len(buckets))
+            places = [(epoch, number) for number in range(first, last)]
+        return [buckets.batch(self.seed, epoch, number) for epoch, number in places]
+
     def _at(self, position: int) -> int:
         epoch, index = divmod(position, self.utterances)
         return int(_permutation(self.seed, epoch, self.utterances)[index])
+
+
+class Buckets:
+    """An epoch cut into batches of utterances of similar length, so that little is padded.
+
+    Utterances are put in order of length, up to a relative noise of `NOISE` that is drawn anew
+    each epoch, cut into batches, and the batches are shuffled. Every epoch has as many batches of
+    the same sizes; ``len`` tells how many. The idea is that of fairseq's ``batch_by_size`` and
+    lhotse's bucketing samplers.
+
+    Args:
+        lengths: samples of each utterance [N].
+        size: utterances a batch, at most.
+        samples: samples a batch, padding included, at most; an utterance that is longer is a batch
+            by itself. None: no bound.
+    """
+
+    NOISE = 0.01
+
+    def __init__(self, lengths: np.ndarray, size: int, samples: int | None = None) -> None:
+        self.lengths = np.asarray(lengths, np.int64)
+        utterances = len(self.lengths)
+        if samples is None:
+            starts = np.arange(0, utterances, size)
+        else:
+            # The r-th of the noisy order is at most this much longer than the r-th longest.
+            slack = (1 + self.NOISE) / (1 - self.NOISE)
+            longest = np.sort(self.lengths) * slack
+            cuts, first = [0], 0
+            while True:
+                allowed = longest[first : first + size] * np.arange(
+                    1, min(size, utterances - first) + 1
+                )
+                first += max(1, int(np.searchsorted(allowed, samples, side="right")))
+                if first >= utterances:
+                    break
+                cuts.append(first)
+            starts = np.array(cuts)
+        self.starts = np.append(starts, utterances)
+        self._epoch = lru_cache(maxsize=2)(self._order)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def batch(self, seed: int, epoch: int, number: int) -> list[int]:
+        """Positions 0..N-1 of a batch of an epoch, both counted from 0."""
+        order, batches = self._epoch(seed, epoch)
+        which = batches[number]
+        return [int(row) for row in order[self.starts[which] : self.starts[which + 1]]]
+
+    def _order(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = generator(seed, "buckets", epoch)
+        noise = 1 + self.NOISE * rng.uniform(-1.0, 1.0, len(self.lengths))
+        return np.argsort(self.lengths * noise, kind="stable"), rng.permutation(len(self))
 
 
 @lru_cache(maxsize=8)

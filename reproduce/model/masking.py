@@ -83,6 +83,36 @@ def channel_mask(
     )
 
 
+def speech_frames(
+    waveform: Sequence[NDArray[np.float32]],
+    frames: Sequence[int],
+    total: int,
+    *,
+    hop: int,
+    window: int,
+    floor: float = 40.0,
+) -> BoolArray:
+    """Frames [B, total] that are no silence: within ``floor`` dB of the utterance's loudest one.
+
+    A frame's energy is the mean square of the samples that the encoder's frame sees.
+
+    Args:
+        waveform: samples of each utterance, zero mean.
+        frames: valid frames of each utterance; none of them reaches behind its samples.
+        total: frames of the padded batch, F.
+        hop: samples from frame to frame.
+        window: samples a frame sees.
+        floor: dB.
+    """
+    found = np.zeros((len(frames), total), dtype=np.bool_)
+    for row, samples, valid in zip(found, waveform, frames, strict=True):
+        sums = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
+        first = np.arange(valid) * hop
+        energy = sums[first + window] - sums[first]
+        row[:valid] = energy > energy.max(initial=0.0) * 10.0 ** (-floor / 10.0)
+    return found
+
+
 def drop_lonely(mask: BoolArray) -> tuple[BoolArray, int]:
     """Clear utterances with a single masked frame: it has no negative.
 

@@ -6,6 +6,7 @@ B utterances, T samples, F frames, N masked frames, K negatives, G codebooks of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,7 +16,13 @@ from reproduce.model.encoder import Encoder, EncoderConfig, EncoderOutput, check
 from reproduce.model.operations import dropout
 from reproduce.model.precision import full_precision
 from reproduce.model.quantizer import GumbelQuantizer
-from reproduce.objective.contrastive import Comparison, compare, contrastive
+from reproduce.objective.contrastive import (
+    Comparison,
+    ContrastiveTerms,
+    compare,
+    contrastive,
+    of_subset,
+)
 from reproduce.objective.diversity import DiversityForm, diversity, perplexity
 
 GUMBEL_TEMPERATURE = 2.0
@@ -37,6 +44,7 @@ class PretrainingOutput:
         codes: of the masked frames [N, G], in the row-major order of the mask.
         codevectors: of the masked frames [N, D].
         lengths: valid frames of each utterance [B].
+        subset: contrastive terms of ``subset``, among themselves; None where it wasn't given.
     """
 
     contrastive_loss: Tensor
@@ -48,6 +56,7 @@ class PretrainingOutput:
     codes: Tensor
     codevectors: Tensor
     lengths: Tensor
+    subset: ContrastiveTerms | None = None
 
 
 class PretrainingModel(nn.Module):
@@ -110,6 +119,7 @@ class PretrainingModel(nn.Module):
         negatives: Tensor | None = None,
         *,
         comparison: Comparison | None = None,
+        subset: Comparison | None = None,
         gumbel_noise: Tensor | None = None,
         gumbel_temperature: float | None = None,
         generator: torch.Generator | None = None,
@@ -127,6 +137,7 @@ class PretrainingModel(nn.Module):
                 order: positions in 0..F-1 of the same utterance. Frames outside the mask are
                 quantized too where drawn.
             comparison: what `compare` makes of mask and negatives, in their place.
+            subset: some of the masked frames with negatives among them, compared beside the rest.
             gumbel_noise: noise of train mode [M, G, V] for the M frames that are quantized (the
                 masked ones, if all negatives are masked frames); None: drawn.
             gumbel_temperature: of train mode; None: 2.0.
@@ -153,15 +164,21 @@ class PretrainingModel(nn.Module):
                 generator=generator,
                 counted=counted,
             )
-            terms = contrastive(
-                self.project_hid(encoded.features.to(dtype)),
-                self.project_q(quantizer_output.codevectors),
-                quantizer_output.codes,
-                comparison,
+            compared = partial(
+                contrastive,
                 entries=self.quantizer.entries,
                 temperature=self.temperature,
                 remove_collisions=self.remove_collisions,
             )
+            predictions = self.project_hid(encoded.features.to(dtype))
+            targets = self.project_q(quantizer_output.codevectors)
+            terms = compared(predictions, targets, quantizer_output.codes, comparison)
+            of_subset_terms = None
+            if subset is not None:
+                rows = of_subset(subset, comparison)
+                of_subset_terms = compared(
+                    predictions[rows], targets[rows], quantizer_output.codes[rows], subset
+                )
             use = quantizer_output.mean_probabilities
             codes, codevectors = quantizer_output.codes, quantizer_output.codevectors
             if counted is not None:
@@ -176,4 +193,5 @@ class PretrainingModel(nn.Module):
                 codes=codes,
                 codevectors=codevectors,
                 lengths=encoded.lengths,
+                subset=of_subset_terms,
             )

@@ -120,6 +120,22 @@ def compare(mask: Tensor, negatives: Tensor, device: torch.device) -> Comparison
     return Comparison(masked, quantized, negatives.long())
 
 
+def of_subset(subset: Comparison, of: Comparison) -> Tensor:
+    """Places [n] of a comparison's masked frames among the N of another that holds them all.
+
+    Both quantize masked frames alone, as where negatives are drawn among these.
+
+    Raises:
+        ValueError: a frame that isn't masked there, or quantized frames that aren't masked.
+    """
+    inside, outside = subset.masked.where, of.masked.where
+    if bool((inside & ~outside).any()):
+        raise ValueError("the subset has frames that aren't masked")
+    if subset.counted is not None or of.counted is not None:
+        raise ValueError("negatives outside the masked frames")
+    return of.masked.sent(inside[outside].nonzero()[:, 0])
+
+
 def contrastive(
     predictions: Tensor,
     targets: Tensor,

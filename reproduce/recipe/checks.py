@@ -106,6 +106,8 @@ def _stage(section: Stage) -> Iterator[str]:
     for name in ("hold", "decay"):
         if schedule.kind != "tri_stage" and getattr(schedule, name):
             yield f"schedule.{name}: goes with kind tri_stage, found {schedule.kind}"
+    if section.batch_seconds is not None and section.batches != "bucketed":
+        yield f"batch_seconds: goes with batches bucketed, found {section.batches}"
     if section.max_seconds is not None and section.max_seconds <= section.min_seconds:
         yield f"max_seconds: {section.max_seconds} is not above min_seconds {section.min_seconds}"
 

@@ -258,6 +258,7 @@ class PretrainValidation(Validation):
     """When and on what losses are measured, and with which masks."""
 
     redraw: bool = key(False, "draw masks and negatives anew each time", "ours")
+    initial: bool = key(False, "before the first update too", "ours")
 
 
 class Stage(Section):
@@ -282,6 +283,14 @@ class Stage(Section):
         "utterance",
         "frames that masks and CTC see: an utterance's own, or all of the batch",
         "ours",
+    )
+    batches: Literal["bucketed", "shuffled"] = key(
+        "bucketed",
+        "bucketed: utterances of similar length together, so that little is padded; shuffled: any",
+        "ours; as run: shuffled",
+    )
+    batch_seconds: Positive | None = key(
+        None, "bucketed: seconds of audio a micro-batch at most, with padding", "ours"
     )
     min_seconds: NonNegative = key(0.0, "only utterances longer than this, s", "paper")
     max_seconds: Positive | None = key(None, "leave out longer utterances, s", "ours")
@@ -377,6 +386,9 @@ class Finetune(Stage):
     )
     masking: FinetuneMasking = key(
         FinetuneMasking(probability=0.0), "span masks", "as run in eval mode: none"
+    )
+    subset: Literal["10min", "1h", "10h", "all"] | None = key(
+        None, "training subset; null: data.subset", "ours"
     )
     keep_features: Literal["no", "float32", "float16"] = key(
         "float32",

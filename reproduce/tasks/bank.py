@@ -83,7 +83,7 @@ def train_bank(
         learner.earlier_seconds = encoding_seconds
         learners.append(learner)
     task = FinetuneTask(recognizer, section, vocabulary, train, valid, seed, context, learners)
-    plan = plan_of(section, len(train), seed)
+    plan = plan_of(section, train.cropped, seed)
     settings = loop_settings(section, "finetune", seed, plan, label)
     Loop(task, learners, train, plan, settings, context.ranks).run()
 

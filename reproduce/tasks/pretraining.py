@@ -13,7 +13,7 @@ import torch
 from reproduce.data.batches import Batch, Speech
 from reproduce.model.encoder import EncoderConfig
 from reproduce.model.interop import save_huggingface
-from reproduce.model.masking import drop_lonely, sample_negatives, span_mask
+from reproduce.model.masking import drop_lonely, sample_negatives, span_mask, speech_frames
 from reproduce.model.pretrainer import PretrainingModel
 from reproduce.objective.codes import code_counts, code_nmi_table
 from reproduce.objective.contrastive import Comparison, compare
@@ -55,7 +55,7 @@ def train_arm(context: Context, arm: str, seed: int, record: RunRecord, label: s
         section.optimizer.clip_norm,
     )
     task.name = learner.name
-    plan = plan_of(section, len(train), seed)
+    plan = plan_of(section, train.cropped, seed)
     settings = loop_settings(section, "pretrain", seed, plan, label)
     Loop(task, [learner], train, plan, settings, context.ranks).run()
 
@@ -256,12 +256,14 @@ class PretrainTask(Task):
         sums = {name: sum(part[name] for part in parts) for name in _VALID_SUMS}
         codes = np.concatenate([part["codes"] for part in parts])
         self.codes = codes
-        count = sums["count"]
+        count, speech = sums["count"], sums["speech_count"]
         entries = self.section.quantizer.entries
         row: Row = {
             name: sums[name] / count if count else float("nan")
             for name in ("contrastive_loss", "chance_loss", "diversity_loss", "negatives_kept")
         }
+        for name in ("speech_loss", "speech_chance"):
+            row[name] = sums[name] / speech if speech else None
         row |= {
             "perplexity": float(np.sum(_perplexity(code_counts(codes, entries)))),
             "mask_fraction": count / sums["frames"],
@@ -276,23 +278,48 @@ class PretrainTask(Task):
 
     def _look_at(
         self, index: int, positions: list[int], update: int
-    ) -> tuple[Batch, Comparison, int]:
-        """A batch of validation, what it compares, and the frames its mask could have covered."""
+    ) -> tuple[Batch, Comparison, Comparison, int]:
+        """A batch of validation, what it compares, of all masked frames and of those of speech, and
+        the frames its mask could have covered."""
         where = (index, update) if self.section.validation.redraw else (index,)
         batch = self.valid.collate(positions).pinned(self.device)
         lengths = self.valid.lengths(positions)
         mask, frames = self._mask(lengths, generator(self.seed, "valid mask", *where))
         comparison = self._compare(mask, generator(self.seed, "valid negatives", *where))
-        return batch, comparison, frames
+        speech = drop_lonely(mask & self._speech(batch, mask.shape[1]))[0]
+        rng = generator(self.seed, "valid speech negatives", *where)
+        return batch, comparison, self._compare(speech, rng), frames
 
-    def _validate_batch(self, batch: Batch, comparison: Comparison, frames: int) -> dict[str, Any]:
+    def _speech(self, batch: Batch, total: int) -> np.ndarray:
+        """Frames of a batch that are no silence [B, total]."""
+        config, lengths = self.model.encoder.config, batch.lengths.tolist()
+        window = hop = 1
+        for kernel, stride in zip(config.conv_kernels, config.conv_strides, strict=True):
+            window, hop = window + (kernel - 1) * hop, hop * stride
+        return speech_frames(
+            [row[:length].numpy() for row, length in zip(batch.waveform, lengths, strict=True)],
+            [self.model.encoder.frames(length) for length in lengths],
+            total,
+            hop=hop,
+            window=window,
+        )
+
+    def _validate_batch(
+        self, batch: Batch, comparison: Comparison, speech: Comparison, frames: int
+    ) -> dict[str, Any]:
         with autocast(self.context):
-            out = self.model(batch.waveform.to(self.device), batch.lengths, comparison=comparison)
-        sums = (out.contrastive_loss, out.chance_loss, out.diversity_loss, out.negatives_kept)
+            out = self.model(
+                batch.waveform.to(self.device), batch.lengths, comparison=comparison, subset=speech
+            )
+        sums = (
+            *(out.contrastive_loss, out.chance_loss, out.diversity_loss, out.negatives_kept),
+            *(out.subset.loss, out.subset.chance),
+        )
         read = torch.stack([value.double() for value in sums]).tolist()  # waits once
         return {
-            **dict(zip(_VALID_SUMS[:4], read, strict=True)),
+            **dict(zip(_VALID_SUMS[: len(sums)], read, strict=True)),
             "count": out.masked_frames,
+            "speech_count": out.subset.count,
             "frames": frames,
             "codes": out.codes.cpu().numpy(),
         }
@@ -346,7 +373,10 @@ _VALID_SUMS = (
     "chance_loss",
     "diversity_loss",
     "negatives_kept",
+    "speech_loss",
+    "speech_chance",
     "count",
+    "speech_count",
     "frames",
 )
 

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from reproduce.data.batches import Plan, Speech
+from reproduce.data.audio import SAMPLE_RATE
+from reproduce.data.batches import Buckets, Plan, Speech
 from reproduce.model.encoder import Encoder
 from reproduce.position import generator
 from reproduce.recipe import schema
@@ -19,8 +21,16 @@ from reproduce.training.loop import LoopSettings
 from reproduce.training.schedule import LearningRate
 
 
-def plan_of(section: schema.Stage, utterances: int, seed: int) -> Plan:
-    return Plan(utterances, section.batch_size, section.accumulation, seed, section.epoch_end)
+def plan_of(section: schema.Stage, lengths: np.ndarray, seed: int) -> Plan:
+    """Update -> micro-batches of utterances of these lengths, samples [N]."""
+    buckets = None
+    if section.batches == "bucketed":
+        seconds = section.batch_seconds
+        samples = None if seconds is None else round(seconds * SAMPLE_RATE)
+        buckets = Buckets(lengths, section.batch_size, samples)
+    return Plan(
+        len(lengths), section.batch_size, section.accumulation, seed, section.epoch_end, buckets
+    )
 
 
 def learning_rate_of(section: schema.Stage, plan: Plan) -> LearningRate:
@@ -53,6 +63,7 @@ def loop_settings(
         learning_rate=learning_rate_of(section, plan),
         log_every=section.log_every,
         validate_every=section.validation.every,
+        validate_first=getattr(section.validation, "initial", False),
         checkpoint_every=section.checkpoint_every,
         progress=label,
     )
@@ -75,7 +86,7 @@ def speech_of(context: Context, section: schema.Stage, split: str) -> Speech:
     """The utterances a stage trains or validates on."""
     rows = context.manifest.select(
         split=split,
-        subset=context.recipe.data.subset,
+        subset=getattr(section, "subset", None) or context.recipe.data.subset,
         min_seconds=section.min_seconds or None,
         max_seconds=section.max_seconds,
     )

@@ -171,6 +171,7 @@ class LoopSettings:
     validate_every: int | Literal["epoch"]
     checkpoint_every: int
     progress: str = ""
+    validate_first: bool = False
 
 
 REPEAT_SECONDS = 2.0
@@ -262,6 +263,8 @@ class Loop:
             leave=False,
         )
         batches = prefetch(self._look_ahead, first, last)
+        if first == 1 and self.settings.validate_first:
+            self._validate(0)
         with StopRequest() as stop, bar, closing(batches):
             for update in range(first, last + 1):
                 number = self._update(update, next(batches), stop)
@@ -369,10 +372,14 @@ class Loop:
         every = settings.validate_every
         due = self.plan.ends_epoch(update) if every == "epoch" else update % every == 0
         if due or update == settings.updates:
-            for name, row in self.task.validate(update, self.ranks).items():
-                learner = next(a for a in active if a.name == name)
-                self._append(learner, update, "valid", row)
+            self._validate(update)
         bar.set_postfix_str(_postfix(active))
+
+    def _validate(self, update: int) -> None:
+        """The validation row of an update for all learners that are still there."""
+        active = {learner.name: learner for learner in self.learners if learner.active}
+        for name, row in self.task.validate(update, self.ranks).items():
+            self._append(active[name], update, "valid", row)
 
     def _logged(self) -> bool:
         """Whether any train row exists; an epoch's last updates may then go unprinted, as run."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from reproduce.data.audio import PackedAudio
-from reproduce.data.batches import Batch, Plan, Speech, prefetch
+from reproduce.data.batches import Batch, Buckets, Plan, Speech, prefetch
 from reproduce.errors import DataError
 from reproduce.position import generator
 
@@ -72,6 +72,80 @@ def test_carried_epochs(utterances: int, size: int, accumulation: int) -> None:
         order = generator(3, "shuffle", epoch).permutation(utterances).tolist()
         assert stream[epoch * utterances : (epoch + 1) * utterances] == order
         assert Counter(order) == Counter(range(utterances))
+
+
+def speechlike(utterances: int) -> np.ndarray:
+    """Samples of utterances between 2 and 16 s."""
+    return np.random.default_rng(5).integers(32000, 256000, utterances)
+
+
+@pytest.mark.parametrize("samples", [None, 600000])
+@pytest.mark.parametrize("epoch_end", ["carry", "short"])
+@pytest.mark.parametrize(("utterances", "size", "accumulation"), SIZES)
+def test_bucketed_epochs(
+    utterances: int, size: int, accumulation: int, epoch_end: Any, samples: int | None
+) -> None:
+    lengths = speechlike(utterances)
+    buckets = Buckets(lengths, size, samples)
+    plan = Plan(utterances, size, accumulation, 3, epoch_end, buckets)
+    if samples is None:
+        assert len(buckets) == -(-utterances // size)
+    per_epoch = plan.micro_batches_per_epoch
+    epochs: list[list[list[int]]] = [[] for _ in range(3)]
+    count = 0
+    for update in range(1, 10**6):
+        batches = plan.update(update)
+        assert batches == plan.update(update)
+        before, count = count, count + len(batches)
+        assert plan.micro_batches(update) == count
+        assert plan.ends_epoch(update) == (count // per_epoch > before // per_epoch)
+        for number, batch in enumerate(batches, before):
+            assert 1 <= len(batch) <= size
+            padded = len(batch) * int(lengths[batch].max())
+            assert samples is None or len(batch) == 1 or padded <= samples
+            if number < 3 * per_epoch:
+                epochs[number // per_epoch].append(batch)
+        if count >= 3 * per_epoch:
+            break
+    for epoch in epochs:
+        assert Counter(i for batch in epoch for i in batch) == Counter(range(utterances))
+    assert sorted(map(len, epochs[0])) == sorted(map(len, epochs[1]))
+
+
+def padding(plan: Plan, lengths: np.ndarray, updates: int) -> float:
+    """Share of samples that are padding."""
+    batches = [batch for update in range(1, updates + 1) for batch in plan.update(update)]
+    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    return 1 - sum(int(lengths[batch].sum()) for batch in batches) / padded
+
+
+def test_buckets_hold_hardly_any_padding_and_epochs_differ() -> None:
+    lengths = speechlike(2850)
+    bucketed = Plan(2850, 8, 8, 1, buckets=Buckets(lengths, 8))
+    assert padding(Plan(2850, 8, 8, 1), lengths, 44) > 0.3
+    assert padding(bucketed, lengths, 44) < 0.015
+    assert padding(Plan(2850, 64, 8, 1, buckets=Buckets(lengths, 64, 2560000)), lengths, 44) < 0.02
+    first, second = (
+        {frozenset(b) for u in range(e * 44 + 1, e * 44 + 45) for b in bucketed.update(u)}
+        for e in (0, 1)
+    )
+    assert len(first & second) < 0.05 * len(first)
+    # neighbours in an epoch are of any length: batches are shuffled
+    means = [lengths[batch].mean() for update in range(1, 45) for batch in bucketed.update(update)]
+    assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.2
+
+
+def test_utterances_of_one_length_are_shuffled_in_buckets_too() -> None:
+    """Cropped to the same length, batches are of any utterances."""
+    plan = Plan(64, 4, 2, 1, buckets=Buckets(np.full(64, 96000), 4))
+    epochs = [[b for u in range(e * 8 + 1, e * 8 + 9) for b in plan.update(u)] for e in range(2)]
+    assert not {frozenset(b) for b in epochs[0]} & {frozenset(b) for b in epochs[1]}
+
+
+def test_an_utterance_longer_than_the_bound_is_a_batch_by_itself() -> None:
+    buckets = Buckets(np.array([50, 10, 10, 200, 10]), 4, 60)
+    batches = sorted(sorted(buckets.batch(1, 0, n)) for n in range(len(buckets)))
+    assert batches == [[0], [1, 2, 4], [3]]
 
 
 def test_epochs_end_where_they_do_however_often_they_are_counted() -> None:

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from reproduce.compat import import_torchaudio
-from reproduce.model.masking import channel_mask, drop_lonely, sample_negatives, span_mask
+from reproduce.model.masking import (
+    channel_mask,
+    drop_lonely,
+    sample_negatives,
+    span_mask,
+    speech_frames,
+)
 from reproduce.position import generator
 
 
@@ -159,3 +165,32 @@ def test_a_lonely_frame_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"utterances \[1\]"):
         sample_negatives(mask, 3, np.random.default_rng(0))
     assert sample_negatives(np.zeros((2, 5), dtype=bool), 3, np.random.default_rng(0)).size == 0
+
+
+def test_speech_frames_are_those_within_40_db_of_the_loudest() -> None:
+    rng = np.random.default_rng(0)
+    levels = [0.0, -20.0, -39.0, -41.0, -60.0, 0.0]  # dB, a second each
+    samples = np.concatenate([rng.normal(0, 10 ** (db / 20), 16000) for db in levels])
+    frames = (len(samples) - 400) // 320 + 1
+    found = speech_frames(
+        [samples.astype(np.float32), np.ones(720, np.float32)],
+        [frames, 2],
+        frames,
+        hop=320,
+        window=400,
+        floor=40.0,
+    )
+    seconds = [found[0, 50 * s + 2 : 50 * s + 47].mean() for s in range(6)]
+    assert seconds == pytest.approx([1, 1, 1, 0, 0, 1], abs=0.1)
+    assert found[1].tolist() == [True, True] + [False] * (frames - 2)
+
+
+def test_speech_frames_as_slow_as_obvious() -> None:
+    rng = np.random.default_rng(1)
+    samples = (rng.normal(size=5000) * np.exp(rng.normal(0, 3, 5000))).astype(np.float32)
+    frames = (5000 - 400) // 320 + 1
+    energy = [
+        np.square(samples[f * 320 : f * 320 + 400].astype(float)).sum() for f in range(frames)
+    ]
+    loud = [value > max(energy) / 1e4 for value in energy]
+    assert speech_frames([samples], [frames], frames, hop=320, window=400)[0].tolist() == loud

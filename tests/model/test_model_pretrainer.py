@@ -10,6 +10,7 @@ import torch
 from reproduce.model.encoder import EncoderConfig
 from reproduce.model.masking import drop_lonely, sample_negatives, span_mask
 from reproduce.model.pretrainer import PretrainingModel, PretrainingOutput
+from reproduce.objective.contrastive import compare
 
 TINY = EncoderConfig(
     conv_channels=(32,) * 7,
@@ -264,3 +265,34 @@ def test_a_gpu_computes_what_the_cpu_does(train: bool, monkeypatch: pytest.Monke
             torch.testing.assert_close(again.contrastive_loss, out.contrastive_loss)
     for cpu, gpu in zip(*found, strict=True):
         torch.testing.assert_close(gpu, cpu, rtol=1e-3, atol=1e-3)
+
+
+def test_a_subset_is_compared_among_itself() -> None:
+    """Of one utterance's frames: what a batch without the others gives; the rest is unchanged."""
+    model = make(encoder={"extractor": "layer_norm"}).eval()
+    given = inputs(model)
+    rows = given["mask"].nonzero()[:, 0]
+    only = given["mask"].clone()
+    only[[0, 2]] = False
+    cpu = torch.device("cpu")
+    with torch.no_grad():
+        whole = model(**given)
+        both = model(**given, subset=compare(only, given["negatives"][rows == 1], cpu))
+        alone = model(
+            given["waveform"][1:2], mask=only[1:2], negatives=given["negatives"][rows == 1]
+        )
+    assert whole.subset is None
+    assert torch.equal(both.contrastive_loss, whole.contrastive_loss)
+    assert both.subset is not None
+    assert both.subset.count == alone.masked_frames
+    assert float(both.subset.loss) == pytest.approx(float(alone.contrastive_loss), rel=1e-5)
+    assert float(both.subset.chance) == pytest.approx(float(alone.chance_loss), rel=1e-6)
+
+
+def test_a_subset_has_masked_frames_only() -> None:
+    model = make().eval()
+    given = inputs(model)
+    outside = ~given["mask"]
+    drawn = torch.from_numpy(sample_negatives(outside.numpy(), NEGATIVES, np.random.default_rng(0)))
+    with pytest.raises(ValueError, match="aren't masked"):
+        model(**given, subset=compare(outside, drawn, torch.device("cpu")))

@@ -213,7 +213,10 @@ def test_as_run_is_what_was_run(
 def test_numbers_of_the_recipe() -> None:
     """The study's logs: 2641 utterances, 42 updates an epoch, the last by a single utterance."""
     section = load_recipe("as-run").pretrain_arm("icsl_8cb")
-    plan, rate = plan_of(section, 2641, 42), learning_rate_of(section, plan_of(section, 2641, 42))
+    plan, rate = (
+        plan_of(section, np.full(2641, 160000), 42),
+        learning_rate_of(section, plan_of(section, np.full(2641, 160000), 42)),
+    )
     assert plan.updates_per_epoch == 42
     assert [len(plan.update(k)) for k in (41, 42, 43)] == [4, 2, 4]
     assert [len(batch) for batch in plan.update(42)] == [16, 1]

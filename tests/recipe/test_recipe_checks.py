@@ -167,11 +167,14 @@ def test_icsl_without_accumulation_needs_the_as_run_scaling():
     assert problem.startswith("pretrain.arms.icsl_2cb.icsl.divided_by_accumulation: false goes")
 
 
+MORE = ("plain8_rvq_4", "icsl8_rvq_4", "rvq_4_10min")
+
+
 def test_a_trained_encoder_needs_the_straight_through_gradient():
     assert problems("corrected", "finetune.rvq.straight_through=false") == [
-        f"finetune.arms.rvq_{levels}.rvq.straight_through: train transformer gets no gradient "
+        f"finetune.arms.{arm}.rvq.straight_through: train transformer gets no gradient "
         "without it (from --set finetune.rvq.straight_through=false)"
-        for levels in (1, 2, 4, 8, 16)
+        for arm in (*(f"rvq_{n}" for n in (1, 2, 4, 8, 16)), *MORE)
     ]
 
 

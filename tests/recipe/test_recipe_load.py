@@ -40,7 +40,7 @@ def test_later_layers_lie_over_earlier_ones(recipe_file):
     assert recipe.name == "corrected+mini+mine"
     assert recipe.seeds == [7]
     assert recipe.pretrain.updates == 11  # mine
-    assert recipe.pretrain.crop_seconds == 6.0  # mini
+    assert recipe.pretrain.crop_seconds == 4.0  # mini
     assert recipe.pretrain.optimizer.clip_norm == 1.0  # corrected
     assert recipe.model.layer_drop == 0.0  # as-run, which corrected extends
     assert recipe.pretrain.min_seconds == 2.0

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from reproduce.data.batches import Plan
@@ -12,6 +13,9 @@ from reproduce.training.schedule import GumbelTemperature, micro_batch_weights
 PROTOCOLS = ("as-written", "as-run", "corrected")
 CODEBOOKS = (2, 4, 8, 16)
 LEVELS = (1, 2, 4, 8, 16)
+PUBLISHED_ARMS = [f"{prefix}icsl_{n}cb" for n in CODEBOOKS for prefix in ("no_", "")]
+PLAIN_8, ICSL_8 = ["plain8_no_rvq", "plain8_rvq_4"], ["icsl8_no_rvq", "icsl8_rvq_4"]
+TEN_MINUTES = ["no_rvq_10min", "rvq_4_10min"]
 
 # dotted path: (as-written, as-run, corrected), or one value for all three
 TABLE = {
@@ -162,9 +166,29 @@ def test_protocol_tables_by_arm(protocol):
         for arm, row in rows.items():
             assert value(recipe.pretrain_arm(arm), path) == row[column], (path, arm)
     levels = {arm: recipe.finetune_arm(arm).rvq.levels for arm in recipe.finetune.arms}
-    assert levels == {"no_rvq": 0} | {f"rvq_{n}": n for n in LEVELS}
-    arms = [f"{prefix}icsl_{n}cb" for n in CODEBOOKS for prefix in ("no_", "")]
-    assert list(recipe.pretrain.arms) == arms + ["icsl_sq_8cb"] * (protocol == "corrected")
+    more = dict.fromkeys(PLAIN_8 + ICSL_8 + TEN_MINUTES, 0) if protocol == "corrected" else {}
+    more |= {arm: 4 for arm in more if "rvq_4" in arm}
+    assert levels == {"no_rvq": 0} | {f"rvq_{n}": n for n in LEVELS} | more
+    assert list(recipe.pretrain.arms) == PUBLISHED_ARMS + (
+        ["icsl_sq_8cb", "icsl_8cb_x10", "icsl_8cb_x100"] if protocol == "corrected" else []
+    )
+
+
+def test_arms_that_ask_more_than_the_study_did():
+    """Each differs from its own baseline in what it asks about alone."""
+    recipe = load_recipe("corrected")
+    plain = recipe.pretrain_arm("icsl_8cb").model_dump()
+    for factor in (10, 100):
+        heavier = recipe.pretrain_arm(f"icsl_8cb_x{factor}").model_dump()
+        assert heavier["icsl"]["weight"] == pytest.approx(0.1 * factor)
+        assert heavier == plain | {"icsl": plain["icsl"] | {"weight": heavier["icsl"]["weight"]}}
+    for levels, arms in ((0, (PLAIN_8[0], ICSL_8[0])), (4, (PLAIN_8[1], ICSL_8[1]))):
+        base = recipe.finetune_arm(f"rvq_{levels}" if levels else "no_rvq").model_dump()
+        for arm, encoder in zip(arms, ("no_icsl_8cb", "icsl_8cb"), strict=True):
+            section = recipe.finetune_arm(arm).model_dump()
+            assert section == base | {"encoder": f"{encoder}/seed-{{seed}}"}
+        few = recipe.finetune_arm(TEN_MINUTES[levels // 4]).model_dump()
+        assert few == base | {"subset": "10min"}
 
 
 def test_the_squared_arm_of_corrected_differs_in_its_form_alone():
@@ -185,7 +209,8 @@ def test_arms_of_corrected_are_controlled():
         assert with_icsl["icsl"].pop("weight") == 0.1
         assert without["icsl"].pop("weight") == 0.0
         assert with_icsl == without
-    tuned = [recipe.finetune_arm(arm).model_dump() for arm in recipe.finetune.arms]
+    arms = ["no_rvq", *(f"rvq_{n}" for n in LEVELS)]
+    tuned = [recipe.finetune_arm(arm).model_dump() for arm in arms]
     for section in tuned:
         section["rvq"].pop("levels")
     assert all(a == b for a, b in pairwise(tuned))
@@ -196,19 +221,19 @@ def test_arms_of_corrected_are_controlled():
 
 def test_as_run_pretraining_epochs():
     section = load_recipe("as-run").pretrain
-    plan = plan_of(section, 2641, 42)  # train utterances longer than 5 s
+    plan = plan_of(section, np.full(2641, 160000), 42)  # train utterances longer than 5 s
     assert plan.updates_per_epoch == 42
     assert plan.micro_batches_per_epoch == 166
     sizes = [len(batch) for batch in plan.update(42)]
     assert sizes == [16, 1]  # the last update of an epoch ends with a single utterance
     assert [len(batch) for batch in plan.update(43)] == [16] * 4
     assert section.updates == 17 * 42
-    assert plan_of(section, 2850, 42).updates_per_epoch == 45
+    assert plan_of(section, np.full(2850, 160000), 42).updates_per_epoch == 45
 
 
 def test_as_run_pretraining_schedule():
     section = load_recipe("as-run").pretrain
-    rate = learning_rate_of(section, plan_of(section, 2641, 42))
+    rate = learning_rate_of(section, plan_of(section, np.full(2641, 160000), 42))
     assert (rate.length, rate.warmup_steps) == (2100, 100)
     assert rate(1) == 0.0
     assert rate(101) == pytest.approx(1e-4)
@@ -226,7 +251,7 @@ def test_as_run_earlier_micro_batches_nearly_vanish():
 
 def test_as_run_finetuning_epochs_and_schedule():
     section = load_recipe("as-run").finetune
-    plan = plan_of(section, 2850, 42)
+    plan = plan_of(section, np.full(2850, 160000), 42)
     assert plan.updates_per_epoch == 45
     assert plan.micro_batches_per_epoch == 357
     assert len(plan.update(45)) == 5
@@ -240,13 +265,13 @@ def test_as_run_finetuning_epochs_and_schedule():
 @pytest.mark.parametrize("protocol", ["as-written", "corrected"])
 def test_schedules_that_are_really_reached(protocol):
     recipe = load_recipe(protocol)
-    rate = learning_rate_of(recipe.pretrain, plan_of(recipe.pretrain, 2641, 1))
+    rate = learning_rate_of(recipe.pretrain, plan_of(recipe.pretrain, np.full(2641, 160000), 1))
     assert (rate.length, rate.warmup_steps) == (2200, 220)
     assert max(map(rate, range(1, 2201))) == pytest.approx(1e-4)
     assert 0 < rate(2200) < 1e-7
     tuned = recipe.finetune
     peak = tuned.optimizer.learning_rate
-    rate = learning_rate_of(tuned, plan_of(tuned, 2850, 1))
+    rate = learning_rate_of(tuned, plan_of(tuned, np.full(2850, 160000), 1))
     assert rate.length == 1500
     assert max(map(rate, range(1, 1501))) == peak
     last = {"as-written": 1 / 900, "corrected": 0.05}[protocol]  # linearly to 0; exponentially
@@ -275,14 +300,13 @@ def test_the_shipped_files():
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize(("size", "seeds"), [("mini", 1), ("smoke", 3)])
+@pytest.mark.parametrize(("size", "seeds"), [("mini", 5), ("smoke", 3)])
 def test_sizes_lie_over_every_protocol(protocol, size, seeds):
     recipe = load_recipe(f"{protocol}+{size}")
     assert len(recipe.seeds) == seeds
-    assert list(recipe.pretrain.arms) == [
-        f"{prefix}icsl_{n}cb" for n in CODEBOOKS for prefix in ("no_", "")
-    ]
-    assert list(recipe.finetune.arms) == ["no_rvq", *(f"rvq_{n}" for n in LEVELS)]
+    whole = load_recipe(protocol) if size == "mini" else load_recipe("as-written")
+    assert list(recipe.pretrain.arms) == list(whole.pretrain.arms)
+    assert list(recipe.finetune.arms) == list(whole.finetune.arms)
     assert recipe.data.corpus == "synthetic"
     # a size says nothing about the method
     method = load_recipe(protocol).pretrain

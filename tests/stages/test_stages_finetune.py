@@ -575,7 +575,7 @@ def test_the_study_s_schedule_never_leaves_the_warm_up(fresh: Callable[[], WorkF
     work = fresh()
     recipe = tiny_recipe("as-run", work, "finetune.batch_size=8", "finetune.accumulation=8")
     section = recipe.finetune.model_copy(update={"updates": 1350})
-    plan = plan_of(section, 2850, seed=42)
+    plan = plan_of(section, np.full(2850, 160000), seed=42)
     assert plan.micro_batches_per_epoch == 357
     assert plan.updates_per_epoch == 45
     rate = learning_rate_of(section, plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ class Positions:
         self.train, self.valid = (
             stage.speech_of(context, section, split) for split in ("train", "valid")
         )
-        self.plan = plan_of(section, len(self.train), SEED)
+        self.plan = plan_of(section, self.train.cropped, SEED)
         self.model = stage.build_model(recipe.model, section, SEED)
 
     def mask(self, speech: Speech, batch: Sequence[int], *where: Any) -> np.ndarray:
@@ -236,6 +237,22 @@ def test_first_update_as_logged(work: WorkFolder, protocol: str, arm: str, form:
     assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
+def test_validation_before_the_first_update(work: WorkFolder) -> None:
+    """A row more, and nothing else changes."""
+    pretrain(tiny_recipe("as-run", work, *EVERY), work, "icsl_2cb")
+    before = split(work, "icsl_2cb", "valid")
+    again = WorkFolder(work.root / "again")
+    shutil.copytree(work.data, again.data)
+    sets = (*EVERY, "pretrain.validation.initial=true")
+    pretrain(tiny_recipe("as-run", work, *sets), again, "icsl_2cb")
+    first, *rest = split(again, "icsl_2cb", "valid")
+    assert first["update"] == 0
+    assert first["contrastive_loss"] > 0
+    for row in (*before, *rest):
+        row.pop("wall_seconds")
+    assert rest == before
+
+
 @pytest.mark.parametrize("protocol", ["corrected", "as-run"])
 def test_last_validation_is_that_of_the_saved_model(work: WorkFolder, protocol: str) -> None:
     recipe = tiny_recipe(protocol, work, *EVERY)
@@ -246,6 +263,7 @@ def test_last_validation_is_that_of_the_saved_model(work: WorkFolder, protocol: 
     model = load_pretraining_model(run.model)
     redrawn = [UPDATES] if section.validation.redraw else []  # else the same masks each time
     loss = chance = kept = count = 0.0
+    speech = [0.0, 0.0, 0.0]
     codes = []
     for index, batch in enumerate([[0, 1, 2], [3, 4]]):
         mask = about.mask(about.valid, batch, "valid mask", index, *redrawn)
@@ -260,10 +278,21 @@ def test_last_validation_is_that_of_the_saved_model(work: WorkFolder, protocol: 
         kept += float(out.negatives_kept)
         count += out.masked_frames
         codes.append(out.codes.numpy())
+        # the tests' speech is never silent
+        drawn = sample_negatives(mask, 10, generator(SEED, "valid speech negatives", index))
+        with torch.no_grad():
+            out = model(
+                audio.waveform, audio.lengths, torch.from_numpy(mask), torch.from_numpy(drawn)
+            )
+        for place, value in enumerate((out.contrastive_loss, out.chance_loss, out.masked_frames)):
+            speech[place] += float(value)
     row = split(work, "icsl_4cb", "valid")[-1]
     assert row["contrastive_loss"] == pytest.approx(loss / count, rel=1e-5)
     assert row["chance_loss"] == pytest.approx(chance / count, rel=1e-5)
     assert row["negatives_kept"] == pytest.approx(kept / count)
+    if protocol == "corrected":  # as-run masks padding too, which is no speech
+        assert row["speech_loss"] == pytest.approx(speech[0] / speech[2], rel=1e-5)
+        assert row["speech_chance"] == pytest.approx(speech[1] / speech[2], rel=1e-5)
     together = np.concatenate(codes)
     assert row["code_nmi"] == pytest.approx(code_nmi(together, 8))
     perplexity = 0.0
@@ -398,7 +427,10 @@ def test_a_run_asks_for_each_position_once(
     assert len(training) == 4 * 4 * UPDATES
     assert {asked[key] for key in training} == {1}
     twice = {key for key, count in asked.items() if count > 1}
-    assert {key.split("/")[1] for key in twice} <= {"valid mask", "valid negatives", "shuffle"}
+    assert {key.split("/")[1] for key in twice} <= {
+        *("valid mask", "valid negatives", "valid speech negatives"),
+        *("shuffle", "buckets"),
+    }
 
 
 # ------------------------------------------------------------------------------- how it ended
