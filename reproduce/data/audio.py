@@ -10,6 +10,9 @@ import hashlib
 import io
 import math
 import os
+import re
+import sys
+import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from reproduce.data.containers import declared_end, taken
+from reproduce.data.containers import UNTOLD, ContainerError, Sound, held, taken
 from reproduce.errors import DataError
 
 SAMPLE_RATE = 16_000
@@ -33,8 +36,6 @@ MAX_VALUES = 2**28
 """Samples x channels of one file (1 GiB as float32): 46 minutes of 48 kHz stereo."""
 LOUDEST = np.float32(2**20)
 """Float samples beyond it are cut to it, so that sums of them stay finite; full scale is 1."""
-
-UNTOLD = "its header doesn't say how long it is; encode it again"
 
 Float32 = npt.NDArray[np.float32]
 Int16 = npt.NDArray[np.int16]
@@ -81,18 +82,25 @@ def decode(data: bytes) -> tuple[Float32 | Int16, int]:
     """
     if not data:
         raise AudioError("empty file")
-    with _opened(_Memory(data)) as file:
-        end = declared_end(file.format, data)
-        if end is None:
-            raise AudioError(UNTOLD)
-        if len(data) < end:
-            raise AudioError("truncated: the file ends before its container says it does")
-        exact = file.subtype == "PCM_16"
-        # All frames by their number: libsndfile can't seek in some encodings (GSM, some ADPCM).
-        samples: Float32 | Int16 = file.read(file.frames, "int16" if exact else "float32")
-        if len(samples) < file.frames:
-            raise AudioError(f"truncated: {len(samples)} of {file.frames} samples")
-        return samples, file.samplerate
+    with _told(data), _opened(_Memory(data)) as file:
+        sound = Sound(file.format, file.subtype, file.samplerate, file.channels, file.frames)
+        try:
+            part = held(sound, data)
+        except ContainerError as error:
+            raise AudioError(str(error)) from None
+        if part.end == len(data):
+            return _read(file, part.frames), file.samplerate
+    with _opened(_Memory(data[: part.end])) as file:
+        return _read(file, min(part.frames, file.frames)), file.samplerate
+
+
+def _read(file: soundfile.SoundFile, frames: int) -> Float32 | Int16:
+    """All frames by their number: libsndfile can't seek in some encodings (GSM, some ADPCM)."""
+    exact = file.subtype == "PCM_16"
+    samples: Float32 | Int16 = file.read(frames, "int16" if exact else "float32")
+    if len(samples) < frames:
+        raise AudioError(f"truncated: {len(samples)} of {frames} samples")
+    return samples
 
 
 def duration(file: Path | bytes) -> float:
@@ -101,7 +109,9 @@ def duration(file: Path | bytes) -> float:
     Raises:
         AudioError: `decode` would refuse it for what its header says.
     """
-    with _opened(_Memory(file) if isinstance(file, bytes) else file) as opened:
+    with open(file, "rb") if isinstance(file, Path) else io.BytesIO(file) as source:
+        head = source.read(4)
+    with _told(head), _opened(_Memory(file) if isinstance(file, bytes) else file) as opened:
         return float(opened.frames / opened.samplerate)
 
 
@@ -139,6 +149,33 @@ def _reasons(what: str) -> Iterator[None]:
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         reason = getattr(error, "error_string", "") or str(error)
         raise AudioError(f"can't be {what}: {reason.strip().rstrip('.')}") from None
+
+
+@contextmanager
+def _told(head: bytes) -> Iterator[None]:
+    """What libmpg123 writes to the screen about an MP3, which names no file, becomes a reason.
+
+    It also tells of what costs no sample (sizes that are a little off, bytes passed over); only
+    its errors count. Samples that were lost are counted where they are read.
+
+    Args:
+        head: how the file begins; of others nothing is caught.
+    """
+    if not (head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")):
+        yield
+        return
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+        caught.seek(0)
+        if error := re.search(r"\berror: ([^\n]*)", caught.read().decode("utf-8", "replace")):
+            raise AudioError(f"damaged: {error[1].strip()}")
 
 
 class _Memory(io.BytesIO):

@@ -104,7 +104,7 @@ def test_every_container_is_decoded_whole_or_refused(form: str) -> None:
             samples, rate = decode(data)
             assert 16000 <= len(samples) < 16400
             assert rate == 16000
-            assert duration(data) == len(samples) / rate
+            assert 0 <= duration(data) - len(samples) / rate < 0.05  # with its last block whole
         else:
             with pytest.raises(AudioError, match=r"container not taken: whether|can't be decoded"):
                 decode(data)
