@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -298,6 +298,7 @@ def _grid(
         return _plan(recipe, folder, [stage], chosen, chosen_seeds)
     from reproduce.training import distributed
 
+    train: Callable[..., None]
     if stage == "pretrain":
         from reproduce.stages.pretrain import pretrain as train
     else:

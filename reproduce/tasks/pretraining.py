@@ -39,13 +39,20 @@ COLLAPSED_PERPLEXITY = 2.0
 """A codebook that uses fewer than two codes on validation has collapsed."""
 
 
-def train_arm(context: Context, arm: str, seed: int, record: RunRecord, label: str) -> None:
-    """One run, from its newest checkpoint or from the start."""
+def train_arm(
+    context: Context,
+    arm: str,
+    seed: int,
+    record: RunRecord,
+    label: str,
+    task_class: type[PretrainTask] | None = None,
+) -> None:
+    """One run, from its newest checkpoint or from the start; of `PretrainTask` or what is given."""
     section = context.recipe.pretrain_arm(arm)
     model = build_model(context.recipe.model, section, seed).to(context.ranks.device)
     compile_encoder(context, model.encoder)
     train, valid = (speech_of(context, section, split) for split in ("train", "valid"))
-    task = PretrainTask(model, section, train, valid, seed, context)
+    task = (task_class or PretrainTask)(model, section, train, valid, seed, context)
     optimizer = adamw(model.parameters(), section)
     learner = Learner(
         context.work.run("pretrain", arm, seed),
