@@ -41,6 +41,9 @@ HYPOTHESES_COLUMNS = ("id", "reference", "hypothesis", "errors")
 AT_CHANCE_MARGIN = 0.02
 """nats: a run whose last validation loss is this near its chance loss is ``at_chance``."""
 
+MODEL_FILES = ("config.json", "model.safetensors")
+"""What every finished ``model/`` has, in Hugging Face's layout."""
+
 SUBSETS = ("10min", "1h", "10h", "all")
 
 
@@ -64,6 +67,11 @@ class RunFolder:
     @property
     def record(self) -> Path:
         return self.root / "run.json"
+
+    @property
+    def events(self) -> Path:
+        """TensorBoard's event files, where that is installed."""
+        return self.root / "events"
 
     @property
     def checkpoints(self) -> Path:

@@ -33,6 +33,8 @@ from reproduce.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from reproduce.training.curves import Curves
+from reproduce.training.curves import available as curves_available
 from reproduce.training.distributed import Ranks, under_launcher
 from reproduce.training.metrics import Means, MetricsFile
 from reproduce.training.provenance import now
@@ -80,7 +82,8 @@ class Learner:
         self.run, self.record = run, record
         self.parameters, self.optimizer, self.clip_norm = list(parameters), optimizer, clip_norm
         self.name = run.name
-        self.metrics = MetricsFile(run.metrics, METRIC_COLUMNS[run.stage])
+        self.curves = Curves(run.events, record) if curves_available() else None
+        self.metrics = MetricsFile(run.metrics, METRIC_COLUMNS[run.stage], self.curves)
         self.means = Means()
         self.last: dict[str, Row] = {}
         self.audio_seconds = 0.0
@@ -497,6 +500,8 @@ class Loop:
             record.ended = now()
         if self.ranks.main:
             record.write(learner.run.record)
+            if learner.curves is not None:
+                learner.curves.session(record)
 
 
 class _Totals:

@@ -10,15 +10,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reproduce.errors import DataError
+from reproduce.training.curves import Curves
 
 Row = Mapping[str, float | int | str | None]
 
 
 class MetricsFile:
-    """One run's metrics.csv: appended row by row, cut back to a known row when resuming."""
+    """One run's metrics.csv: appended row by row, cut back to a known row when resuming.
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self.path, self.columns = path, tuple(columns)
+    Args:
+        curves: event files that are to hold the same.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], curves: Curves | None = None) -> None:
+        self.path, self.columns, self.curves = path, tuple(columns), curves
         self.size = 0
 
     def restart(self, size: int = 0) -> None:
@@ -38,10 +43,12 @@ class MetricsFile:
                 )
             os.truncate(self.path, size)
             self.size = size
-            return
-        with open(self.path, "w", encoding="utf-8", newline="") as file:
-            file.write(",".join(self.columns) + "\n")
-            self.size = file.tell()
+        else:
+            with open(self.path, "w", encoding="utf-8", newline="") as file:
+                file.write(",".join(self.columns) + "\n")
+                self.size = file.tell()
+        if self.curves is not None:
+            self.curves.restart(self.path)
 
     def append(self, row: Row) -> None:
         """Add a row; missing columns and None stay empty, NaN is written as ``nan``."""
@@ -49,14 +56,15 @@ class MetricsFile:
         if unknown:
             raise KeyError(f"not a column of {self.path.name}: {sorted(unknown)}")
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(
-            [format_value(row.get(name)) for name in self.columns]
-        )
+        cells = {name: format_value(row.get(name)) for name in self.columns}
+        csv.writer(text, lineterminator="\n").writerow(cells.values())
         with open(self.path, "a", encoding="utf-8", newline="") as file:
             file.write(text.getvalue())
             file.flush()
             os.fsync(file.fileno())
             self.size = file.tell()
+        if self.curves is not None:
+            self.curves.append(cells)
 
 
 def format_value(value: float | int | str | None) -> str:
