@@ -1,7 +1,10 @@
 """The wheel holds recipes and published results, and works from any folder without the checkout."""
 
 import importlib.util
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -10,6 +13,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 
 import reproduce
 
@@ -114,3 +118,56 @@ def test_published_results_are_found_from_another_folder(unpacked, tmp_path):
     found = Path(done.stdout.strip())
     assert found == unpacked / "reproduce" / "_shipped" / "results" / "published"
     assert (found / "data" / "table1_pretrain.csv").is_file()
+
+
+# -------------------------------------------------------------------------------- image, citation
+
+
+def instructions() -> list[list[str]]:
+    """The Dockerfile's, continued lines joined, comments left out."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [line.split(maxsplit=1) for line in lines]
+
+
+def test_what_the_image_copies_is_enough_to_build_the_wheel(wheel, tmp_path):
+    """Docker itself isn't needed: the same files in an empty folder make the same wheel."""
+    for kind, rest in instructions():
+        if kind == "COPY":
+            *sources, target = rest.split()
+            for source in sources:
+                place = tmp_path / target / (source if target.endswith("/") else "")
+                if (ROOT / source).is_dir():
+                    skip = shutil.ignore_patterns("__pycache__")
+                    shutil.copytree(ROOT / source, place, ignore=skip)
+                else:
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(ROOT / source, place)
+    out = tmp_path / "out"
+    build = ["-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
+    subprocess.run([sys.executable, *build], cwd=tmp_path, check=True, capture_output=True)
+    (built,) = out.glob("*.whl")
+    with zipfile.ZipFile(wheel) as ours, zipfile.ZipFile(built) as image:
+        assert set(image.namelist()) == set(ours.namelist())
+
+
+def test_the_image_runs_the_command_and_installs_what_there_is(unpacked):
+    done = dict(instructions())
+    assert json.loads(done["ENTRYPOINT"]) == ["w2vrep"]
+    assert json.loads(done["CMD"]) == ["--help"]
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    installs = [rest for kind, rest in instructions() if kind == "RUN"]
+    extras = re.findall(r"'\.\[(\w+)\]'", " ".join(installs))
+    assert extras == ["tensorboard"]
+    assert set(extras) <= project["optional-dependencies"].keys()
+    for command in installs:
+        subprocess.run(["sh", "-n", "-c", command], check=True)
+
+
+def test_the_citation_names_the_study_and_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == reproduce.__version__
+    assert {"cff-version", "message", "title", "authors", "license"} <= cited.keys()
+    study = cited["references"][0]
+    assert study["title"].startswith("Boosting wav2vec2 Performance in Low-Resource")
+    assert [author["family-names"] for author in study["authors"]] == ["Fonseka", "Thayasivam"]
