@@ -63,13 +63,7 @@ def open_context(
     """
     manifest = Manifest.read(work.data)
     manifest.summary.require_subset(recipe.data.subset, recipe.data.subset_sha256)
-    if ranks.device.type == "cpu":
-        keep_freed_memory()
-    if recipe.compute.threads is not None:
-        torch.set_num_threads(recipe.compute.threads)
-    tf32 = recipe.compute.precision != "float32"
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
+    set_up(recipe, ranks)
     section = getattr(recipe, stage)
     if ranks.main:
         save_recipe(recipe, work)
@@ -80,6 +74,17 @@ def open_context(
                 file=sys.stderr,
             )
     return Context(recipe, work, manifest, ranks, stage, more_settings)
+
+
+def set_up(recipe: Recipe, ranks: Ranks) -> None:
+    """Threads, memory and precision of this process, as a recipe's ``compute`` says."""
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
+    if recipe.compute.threads is not None:
+        torch.set_num_threads(recipe.compute.threads)
+    tf32 = recipe.compute.precision != "float32"
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
 
 
 def read_record(run: RunFolder) -> RunRecord | None:
