@@ -215,8 +215,6 @@ class Tally:
         if self._clipped:
             count = _count(len(self._clipped), "utterance")
             yield f"more than 1 % of samples clipped in {count}: {_named(self._clipped)}"
-        if self._rejected:
-            yield f"{_count(len(self._rejected), 'item')} rejected, see `rejected`"
 
     def _duplicates(self, options: Mapping[str, Any]) -> Iterable[str]:
         for split in SPLITS:

@@ -97,8 +97,8 @@ def summary_lines(summary: Summary) -> list[str]:
             seconds = "".join(
                 f"{lengths[name]:8.2f} s" for name in ("shortest", "median", "longest")
             )
-            speakers = len(summary.speakers[split])
-            lines.append(f"{split:12} {count:10} {hours:9.2f} {speakers:9}{seconds}")
+            speakers = len(summary.speakers[split]) or "-"  # unknown
+            lines.append(f"{split:12} {count:10} {hours:9.2f} {speakers:>9}{seconds}")
     for name, subset in summary.subsets.items():
         if subset["utterances"] and name != "all":
             lines.append(

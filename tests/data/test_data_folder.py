@@ -143,9 +143,10 @@ def test_damaged_json_lines(root: Path) -> None:
         (None, "found: none"),
         (
             b"a.wav,hello\n",
-            "no column path or file or file_name or audio; its columns: a.wav, hello",
+            "no column path or file or file_name or audio, and no column text or .*a.wav, hello",
         ),
         (b"path,words\na.wav,x\n", "no column text"),
+        (b"a,b\nc,d\n", "no column path or .*, and no column text or .*its columns: a, b"),
         (b"", "its columns: none"),
         (b"path,text\na.wav,caf\xe9\n", "can't be read: line 2 isn't UTF-8"),
         (b'path,text\nb.flac,x\na.wav,"open\n\n\n', "can't be read: line 3: unexpected end"),

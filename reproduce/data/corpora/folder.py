@@ -214,14 +214,14 @@ def _columns(table: Path) -> dict[str, str]:
         for ours, aliases in COLUMNS.items()
         if (alias := next((alias for alias in aliases if alias in names), None))
     }
-    for needed in ("path", "text"):
-        if needed not in columns:
-            raise DataError(
-                f"no column {' or '.join(COLUMNS[needed])}; "
-                f"its columns: {', '.join(sorted(names)) or 'none'}",
-                where=str(table),
-                do="rename the column, or add a header line",
-            )
+    missing = [" or ".join(COLUMNS[name]) for name in ("path", "text") if name not in columns]
+    if missing:
+        raise DataError(
+            f"no column {', and no column '.join(missing)}; "
+            f"its columns: {', '.join(sorted(names)) or 'none'}",
+            where=str(table),
+            do=f"rename the column{'s' * (len(missing) > 1)}, or add a header line",
+        )
     return columns
 
 
