@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from reproduce.errors import ContradictedError, UsageError, W2vrepError
+from reproduce.errors import ContradictedError, DataError, UsageError, W2vrepError
 
 if TYPE_CHECKING:
     from reproduce.recipe import Recipe
@@ -30,10 +30,14 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class TextFormat(StrEnum):
+    txt = "txt"
+    jsonl = "jsonl"
+
+
 app = typer.Typer(
     name="w2vrep",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Reproduce and judge a wav2vec 2.0 study: ICSL in pretraining, RVQ before CTC.",
@@ -45,8 +49,14 @@ RecipeArgument = Annotated[
 ]
 Work = Annotated[Path | None, typer.Option(help="Work folder; default runs/<RECIPE>.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE laid over; repeatable.")]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="model/ of a finished run, or another folder.")
+]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan, touch nothing.")]
+Estimate = Annotated[
+    bool, typer.Option("--estimate", help="The plan, with time and memory of a few timed updates.")
+]
 Arms = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; repeatable.")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Only this seed; repeatable.")]
 
@@ -73,7 +83,7 @@ def _options(
 # ------------------------------------------------------------------------------------------- stages
 
 
-@app.command()
+@app.command(epilog="Example: w2vrep prepare corrected --set data.root=/path/to/LibriSpeech")
 def prepare(
     recipe: RecipeArgument,
     work: Work = None,
@@ -92,46 +102,51 @@ def prepare(
     print(f"data: {folder.data}")
 
 
-@app.command()
+@app.command(epilog="Example: w2vrep pretrain corrected+mini --arm icsl_8cb --seed 1")
 def pretrain(
     recipe: RecipeArgument,
     work: Work = None,
     sets: Sets = None,
     device: DeviceOption = Device.auto,
     dry_run: DryRun = False,
+    estimate: Estimate = False,
     arm: Arms = None,
     seed: Seeds = None,
 ) -> None:
     """Train every arm and seed of the pretraining grid."""
-    _grid("pretrain", recipe, work, sets, device, dry_run, arm, seed)
+    _grid("pretrain", recipe, work, sets, device, dry_run, estimate, arm, seed)
 
 
-@app.command()
+@app.command(
+    epilog="Example: w2vrep finetune corrected+mini --set finetune.encoder=facebook/wav2vec2-base"
+)
 def finetune(
     recipe: RecipeArgument,
     work: Work = None,
     sets: Sets = None,
     device: DeviceOption = Device.auto,
     dry_run: DryRun = False,
+    estimate: Estimate = False,
     arm: Arms = None,
     seed: Seeds = None,
 ) -> None:
     """Train every RVQ arm and seed on an encoder."""
-    _grid("finetune", recipe, work, sets, device, dry_run, arm, seed)
+    _grid("finetune", recipe, work, sets, device, dry_run, estimate, arm, seed)
 
 
-@app.command()
+@app.command(epilog="Example: w2vrep run corrected+mini --work runs/first --dry-run")
 def run(
     recipe: RecipeArgument,
     work: Work = None,
     sets: Sets = None,
     device: DeviceOption = Device.auto,
     dry_run: DryRun = False,
+    estimate: Estimate = False,
 ) -> None:
     """prepare, pretrain, finetune and report in order."""
     loaded, folder = _load(recipe, sets, work, device)
-    if dry_run:
-        return _plan(loaded, folder, ["prepare", "pretrain", "finetune"])
+    if dry_run or estimate:
+        return _plan(loaded, folder, ["prepare", "pretrain", "finetune"], estimate=estimate)
     from reproduce.stages.run import run
     from reproduce.training import distributed
 
@@ -141,7 +156,9 @@ def run(
         print(f"report: {summary.page}")
 
 
-@app.command()
+@app.command(
+    epilog="Example: w2vrep report --work runs/as-run --work runs/corrected --out side-by-side"
+)
 def report(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]")] = None,
     work: Annotated[
@@ -184,10 +201,64 @@ def report(
         raise ContradictedError(f"contradicted: {', '.join(summary.contradicted)}")
 
 
+# ------------------------------------------------------------------------------------------- models
+
+
+@app.command(
+    epilog="Example: w2vrep transcribe runs/smoke/finetune/rvq_2/seed-1/model a.flac b.wav"
+)
+def transcribe(
+    model: ModelArgument,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Audio files.")],
+    form: Annotated[
+        TextFormat, typer.Option("--format", help="Text, or a JSON object a line.")
+    ] = TextFormat.txt,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Text of audio files by a finished recognizer; long ones are read in windows.
+
+    As txt, a line a file; of several files each begins with its name and a tab.
+    """
+    from reproduce.stages.transcribe import transcribe
+
+    failed, empty = [], True
+    for found in transcribe(model, files, device.value):
+        if found.error is not None:
+            failed.append(found.file)
+            print(f"{found.file}: {found.error}", file=sys.stderr)
+        empty = empty and not found.text
+        if form is TextFormat.jsonl:
+            print(found.as_json(), flush=True)
+        elif found.text is not None:
+            print(f"{found.file}\t{found.text}" if len(files) > 1 else found.text, flush=True)
+    if failed:
+        raise DataError(
+            f"{len(failed)} of {len(files)} files can't be transcribed: {', '.join(failed)}",
+            do="the reasons are above; the others are done",
+        )
+    if empty:
+        text = "no file gave any text; the model's README.md says how well it recognizes"
+        print(f"warning: {text}", file=sys.stderr)
+
+
+@app.command(
+    epilog="Example: w2vrep push runs/smoke/finetune/rvq_2/seed-1/model me/rvq_2 --private"
+)
+def push(
+    model: ModelArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="OWNER/NAME on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="If it is made anew.")] = False,
+) -> None:
+    """Upload a finished model with its card to the Hugging Face hub."""
+    from reproduce.stages.push import push
+
+    print(f"pushed: {push(model, name, private=private)}")
+
+
 # ------------------------------------------------------------------------------------------ recipes
 
 
-@app.command("ls")
+@app.command("ls", epilog="Example: w2vrep ls")
 def list_recipes() -> None:
     """List the shipped recipes."""
     from reproduce.recipe import shipped_recipes, yaml12
@@ -197,7 +268,7 @@ def list_recipes() -> None:
         print(f"{name:12}  {tree.get('description', '')}")
 
 
-@app.command("cp")
+@app.command("cp", epilog="Example: w2vrep cp mini mine.yaml")
 def copy_recipe(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     dest: Annotated[Path, typer.Argument(metavar="DEST", help="File or folder.")],
@@ -221,10 +292,11 @@ def copy_recipe(
         raise UsageError(
             f"{dest} can't be written: {error.strerror}", do="choose another"
         ) from None
-    print(f"{dest}: edit it, then w2vrep check {dest}")
+    shown = dest if dest.is_absolute() or len(dest.parts) > 1 else f"./{dest}"
+    print(f"{dest}: edit it, then w2vrep check {shown}")
 
 
-@app.command()
+@app.command(epilog="Example: w2vrep show corrected+mini --set pretrain.updates=300")
 def show(recipe: RecipeArgument, sets: Sets = None) -> None:
     """Print the resolved recipe as YAML, every default filled in."""
     from reproduce.recipe.dump import as_yaml
@@ -233,7 +305,7 @@ def show(recipe: RecipeArgument, sets: Sets = None) -> None:
     print(as_yaml(*resolve(recipe, sets or [])), end="")
 
 
-@app.command()
+@app.command(epilog="Example: w2vrep check corrected+mini+./mine.yaml")
 def check(recipe: RecipeArgument, sets: Sets = None) -> None:
     """Validate a recipe, and find what isn't on disk: every problem at once."""
     from reproduce.recipe import load_recipe
@@ -248,7 +320,7 @@ def check(recipe: RecipeArgument, sets: Sets = None) -> None:
     )
 
 
-@app.command()
+@app.command(epilog="Example: w2vrep schema > recipe.schema.json")
 def schema() -> None:
     """Print the JSON Schema of a recipe."""
     from reproduce.recipe.dump import json_schema
@@ -288,14 +360,23 @@ def _grid(
     sets: Sequence[str] | None,
     device: Device,
     dry_run: bool,
+    estimate: bool,
     arms: Sequence[str] | None,
     seeds: Sequence[int] | None,
 ) -> None:
     recipe, folder = _load(spec, sets, work, device)
-    chosen = _choose("arm", arms, list(getattr(recipe, stage).arms))
+    other: Stage = "finetune" if stage == "pretrain" else "pretrain"
+    misplaced = [arm for arm in arms or [] if arm in getattr(recipe, other).arms]
+    known = list(getattr(recipe, stage).arms)
+    if misplaced and misplaced[0] not in known:
+        raise UsageError(
+            f"no arm {misplaced[0]!r} in {stage}: it is one of {other}",
+            do=f"w2vrep {other} --arm {misplaced[0]}, or one that it has: {', '.join(known)}",
+        )
+    chosen = _choose("arm", arms, known)
     chosen_seeds = _choose("seed", seeds, recipe.seeds)
-    if dry_run:
-        return _plan(recipe, folder, [stage], chosen, chosen_seeds)
+    if dry_run or estimate:
+        return _plan(recipe, folder, [stage], chosen, chosen_seeds, estimate=estimate)
     from reproduce.training import distributed
 
     train: Callable[..., None]
@@ -330,6 +411,8 @@ def _plan(
     stages: Sequence[str],
     arms: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
+    *,
+    estimate: bool = False,
 ) -> None:
     from reproduce.grid.plan import plan_lines
 
@@ -338,7 +421,14 @@ def _plan(
 
         require_corpus(recipe, folder)
     for line in plan_lines(recipe, folder, stages, arms, seeds):
-        print(line)
+        print(line, flush=True)
+    if estimate:
+        from reproduce.grid.estimate import estimate_lines
+        from reproduce.training import distributed
+
+        with distributed.joined(recipe.compute.device) as ranks:
+            for line in estimate_lines(recipe, folder, ranks, stages, arms, seeds or recipe.seeds):
+                print(line, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

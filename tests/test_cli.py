@@ -19,7 +19,8 @@ from reproduce.errors import DivergedError, InterruptedRun
 from reproduce.recipe import shipped_recipes
 
 COMMANDS = [
-    "prepare", "pretrain", "finetune", "run", "report", "ls", "cp", "show", "check", "schema"
+    "prepare", "pretrain", "finetune", "run", "report", "transcribe", "push",
+    "ls", "cp", "show", "check", "schema",
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,10 +66,15 @@ def test_help_names_every_command(w2vrep):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(w2vrep, command):
+def test_every_command_has_help_with_an_example(w2vrep, command):
     done = w2vrep(command, "--help")
     assert done.code == 0
-    assert f"w2vrep {command}" in done.out
+    assert f"Usage: w2vrep {command}" in done.out
+    assert f"Example: w2vrep {command}" in done.out
+
+
+def test_shells_can_complete(w2vrep):
+    assert "--install-completion" in w2vrep("--help").out
 
 
 def test_options_of_the_contract(w2vrep):
@@ -136,7 +142,7 @@ def test_check(w2vrep):
     done = w2vrep("check", "corrected+mini", "--set", "seeds=[1, 2]")
     assert (done.code, done.out) == (
         0,
-        "corrected+mini: good; 8 pretraining and 6 fine-tuning arms x 2 seeds\n",
+        "corrected+mini: good; 11 pretraining and 12 fine-tuning arms x 2 seeds\n",
     )
 
 
@@ -244,6 +250,7 @@ WRONG = [
     (["finetune", "smoke", "--work", "w"], 3, "run `w2vrep prepare RECIPE --work w`"),
     (["pretrain", "smoke", "--arm", "icsl_8c"], 2, "did you mean icsl_8cb?"),
     (["finetune", "smoke", "--arm", "icsl_8cb"], 2, "it has: no_rvq, rvq_1, rvq_2, rvq_4"),
+    (["pretrain", "smoke", "--arm", "rvq_1"], 2, "'rvq_1' in pretrain: it is one of finetune"),
     (["pretrain", "smoke", "--seed", "7"], 2, "it has: 1, 2, 3"),
     (["pretrain", "smoke", "--seed", "x"], 2, "Invalid value for '--seed'"),
     (["pretrain", "smoke", "--device", "gpu"], 2, "is not one of 'auto', 'cpu', 'cuda'"),

@@ -13,6 +13,7 @@ from typing import Any
 from reproduce.errors import DataError, DivergedError, UsageError, W2vrepError
 from reproduce.recipe.schema import settings_sha256
 from reproduce.records import RunFolder, RunRecord
+from reproduce.tasks.card import CARD, write_card
 from reproduce.tasks.context import Context, read_record
 from reproduce.training.provenance import device_name, git_commit, now, versions
 
@@ -54,11 +55,18 @@ def run_grid(
             seconds = time.monotonic() - started
             for arm, record in records.items():
                 run = context.work.run(context.stage, arm, seed)
+                _describe(context, run)
                 if record.outcome == "diverged":
                     left.diverged.append(run.name)
                 share = "" if len(records) == 1 else f" for {len(records)} arms together"
                 context.say(f"{run.name}: {describe(record)}, {seconds:.0f} s{share}")
     left.report()
+
+
+def _describe(context: Context, run: RunFolder) -> None:
+    """Give a finished model its card."""
+    if context.ranks.main and run.model.is_dir() and not (run.model / CARD).exists():
+        write_card(context.work, run)
 
 
 def describe(record: RunRecord) -> str:
@@ -160,6 +168,7 @@ def _open(
             return None
         if before.status == "finished":
             shutil.rmtree(run.checkpoints, ignore_errors=True)  # killed before it could
+            _describe(context, run)
             notes.append(f"{run.name}: finished before")
             return None
     return RunRecord(

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reproduce.errors import DataError
-from reproduce.records import write_text
+from reproduce.records import MODEL_FILES, write_text
 
-CONFIG, SAFETENSORS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
+CONFIG, SAFETENSORS = MODEL_FILES
+PICKLED = "pytorch_model.bin"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 OWN = "w2vrep"
 """config.json's section for what transformers doesn't know."""
