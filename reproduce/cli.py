@@ -173,6 +173,13 @@ def report(
     published: Annotated[
         bool, typer.Option("--published", help="The published data alone; needs --out.")
     ] = False,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep-runs",
+            help="Copy what a report reads of the runs (no weights) to runs/ of --out, to commit.",
+        ),
+    ] = False,
 ) -> None:
     """Tables, figures, claims and one page. Imports no torch."""
     from reproduce.records import WorkFolder
@@ -192,7 +199,7 @@ def report(
     from reproduce.report import build_report
 
     target = _folder(out if out is not None else WorkFolder(folders[0]).report, "--out")
-    summary = build_report(folders, target, published_only=published)
+    summary = build_report(folders, target, published_only=published, keep=keep)
     if as_json:
         print(json.dumps(summary.as_json(), indent=1))
     else:

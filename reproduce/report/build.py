@@ -18,6 +18,7 @@ from reproduce.report.deviations import deviations
 from reproduce.report.figures import draw_all
 from reproduce.report.findings import findings
 from reproduce.report.headlines import headlines
+from reproduce.report.keep import keep_runs
 from reproduce.report.measured import STAGES, Work, read_work
 from reproduce.report.published import CHANCE, load_published
 from reproduce.report.scale import scale_of
@@ -44,7 +45,7 @@ class ReportSummary:
 
 
 def build_report(
-    works: Sequence[Path], out: Path, *, published_only: bool = False
+    works: Sequence[Path], out: Path, *, published_only: bool = False, keep: bool = False
 ) -> ReportSummary:
     """Write the tables, claims, figures, ``summary.json`` and the page under ``out``.
 
@@ -52,9 +53,12 @@ def build_report(
         works: work folders, side by side in the order given.
         out: folder to write into; made if it isn't there.
         published_only: the published data alone; ``works`` is then empty.
+        keep: write ``out/runs`` too, a small copy of the one work folder's runs from which the
+            same page can be made again (see `reproduce.report.keep`).
 
     Raises:
-        UsageError: work folders with ``published_only``, or none without it; or one of them twice.
+        UsageError: work folders with ``published_only``, or none without it; or one of them twice;
+            or a folder in the way of the kept runs.
         DataError: a work folder doesn't exist or its recipe can't be read.
     """
     if published_only == bool(works):
@@ -63,6 +67,10 @@ def build_report(
             do="give a recipe or --work DIR, or --published without them",
         )
     _refuse_twice(works)
+    if keep and len(works) != 1:
+        raise UsageError(
+            f"runs are kept of one work folder, not of {len(works)}", do="give one --work DIR"
+        )
     published = load_published()
     measured = named_apart([read_work(Path(work)) for work in works], works)
     as_run = load_recipe("as-run").model_dump() if measured else {}
@@ -75,6 +83,8 @@ def build_report(
         claims = published_claims(published)
 
     out.mkdir(parents=True, exist_ok=True)
+    if keep:
+        keep_runs(measured[0], Path(works[0]), out)
     for name, table in (
         ("table_pretrain", tables.pretrain_table(rows["pretrain"])),
         ("table_finetune", tables.finetune_table(rows["finetune"])),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from reproduce.records import AT_CHANCE_MARGIN, Stage
 from reproduce.report.measured import Run, Work, flatten
+from reproduce.report.privacy import without_paths
 from reproduce.report.published import Claim
 
 OUTCOMES = {"at_chance": "at chance", "all_blank": "all blank", "collapsed": "collapsed"}
@@ -84,7 +85,9 @@ def _mixed(runs: Sequence[Run], *, settings: bool = False) -> list[str]:
     kinds = {"data sets": {record.manifest_sha256 for record in records}}
     if settings:
         kinds["recipes"] = {
-            repr(sorted((k, v) for k, v in flatten(record.settings) if k != "encoder_sha256"))
+            without_paths(
+                repr(sorted((k, v) for k, v in flatten(record.settings) if k != "encoder_sha256"))
+            )
             for record in records
         }
     return [f"runs of {len(found)} different {kind}" for kind, found in kinds.items()

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from reproduce.report.codes import Codes
-from reproduce.report.measured import Work, codebooks_of
+from reproduce.report.measured import Work, arms_of_a_series, codebooks_of
 from reproduce.report.panels import Panel, doubling_axis, draw_line
 from reproduce.report.published import Published
 from reproduce.report.statistics import Curve
@@ -53,7 +53,7 @@ def draw_information(panel: Panel, work: Work | None) -> None:
 def draw_by_level(panel: Panel, work: Work | None, *, name: str) -> None:
     """``mse`` or ``perplexity`` of ``codes.npz`` after each level, a line an arm."""
     levels = []
-    arms = work.arms("finetune") if work else []
+    arms = arms_of_a_series(work.arms("finetune"), "finetune") if work else []
     for place, arm in enumerate(reversed(arms)):  # most levels at the bottom, with large marks
         assert work is not None
         found = [run.codes.arrays.get(name, np.empty(0)) for run in work.counted("finetune", arm)]
@@ -96,7 +96,7 @@ def _columns(panel: Panel, work: Work | None) -> Iterator[tuple[float, Look, lis
         return
     held = {
         arm: [run.codes for run in work.counted("pretrain", arm) if run.codes.arrays]
-        for arm in work.arms("pretrain")
+        for arm in arms_of_a_series(work.arms("pretrain"), "pretrain")
     }
     arms = [arm for arm, codes in held.items() if codes]
     overrides = {arm: work.overrides("pretrain", arm) for arm in arms}

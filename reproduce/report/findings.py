@@ -70,8 +70,15 @@ def _chance(published: Published, work: Work) -> str:
     text += f" ({np.mean(kept):.1f} negatives kept a frame)" if kept else ""
     text += f", against ln({NEGATIVES + 1}) = {CHANCE:.4f}. "
     text += f"{at_chance} of {len(pairs)} finished runs end within {AT_CHANCE_MARGIN} nats of it, "
-    text += f"{sum(skill < -AT_CHANCE_MARGIN for skill in skills)} further above it; "
-    return text + f"skill (chance less loss) is {_range(skills, 'z.3f')} nats."
+    text += f"{sum(skill < -AT_CHANCE_MARGIN for skill in skills)} worse than it by more; "
+    text += f"skill (chance less loss) is {_range(skills, 'z.3f')} nats"
+    speech = [
+        chance - loss
+        for run in _counted(work, "pretrain")
+        if (loss := run.final("valid", "speech_loss")) is not None
+        and (chance := run.final("valid", "speech_chance")) is not None
+    ]
+    return text + (f", over frames of speech alone {_range(speech, 'z.3f')}." if speech else ".")
 
 
 def _mask(published: Published, work: Work) -> str:

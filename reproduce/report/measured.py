@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Real
@@ -154,12 +154,22 @@ class Work:
         }
 
     def final(
-        self, stage: Stage, split: str, arm: str, seed: int, *, series: bool = False
+        self,
+        stage: Stage,
+        split: str,
+        arm: str,
+        seed: int,
+        column: str = "",
+        *,
+        series: bool = False,
     ) -> float | None:
-        return self.runs[stage, arm, seed].final(split, LOSS[stage])
+        return self.runs[stage, arm, seed].final(split, column or LOSS[stage])
 
     def curve(self, stage: Stage, split: str, arm: str, seed: int) -> Curve | None:
         return self.runs[stage, arm, seed].curve(split, LOSS[stage])
+
+    def codes(self, stage: Stage, arm: str, seed: int) -> Codes:
+        return self.runs[stage, arm, seed].codes
 
 
 def read_work(root: Path) -> Work:
@@ -324,9 +334,23 @@ def levels_of(arm: str, overrides: Mapping[str, Any]) -> int | None:
     """RVQ levels of a fine-tuning arm, 0 for none, from the recipe or else from its name."""
     value = overrides.get("rvq.levels")
     if value is None:
-        match = re.fullmatch(r"rvq_(\d+)", arm)
-        value = 0 if arm == "no_rvq" else match[1] if match else None
+        match = re.fullmatch(r"(?:.+_)?(?:(?P<no>no)_rvq|rvq_(?P<levels>\d+))(?:_.+)?", arm)
+        value = (match["levels"] or 0) if match else None
     return _whole(value)
+
+
+_OF_A_SERIES: dict[Stage, re.Pattern[str]] = {
+    "pretrain": re.compile(r".+_\d+cb"), "finetune": re.compile(r"no_rvq|rvq_\d+")
+}  # fmt: skip
+
+
+def arms_of_a_series(arms: Sequence[str], stage: Stage) -> list[str]:
+    """The arms that are points over codebooks or levels, by name: ``icsl_8cb``, ``rvq_4``.
+
+    Others, such as ``rvq_4_10min`` or those of another encoder, have the same size and would stand
+    in their place. Where no arm is named like that, all are taken.
+    """
+    return [arm for arm in arms if _OF_A_SERIES[stage].fullmatch(arm)] or list(arms)
 
 
 def _whole(value: Any) -> int | None:

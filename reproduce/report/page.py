@@ -73,6 +73,7 @@ def render(report: Report) -> str:
         recipes=[work.name for work in report.works],
         summaries=[_summary(report, *item) for item in zip(report.works, report.scales)],
         rates=_rates(report.published),
+        overview_size=len(report.published.claims),
         fewest=FEWEST_SEEDS,
         several=len(report.works) > 1,
         overview=_overview(report),
@@ -218,6 +219,7 @@ def _pretrain(row: Row) -> dict[str, Any]:
         "measured": interval,
         "chance": rounded(row.chance, 4),
         "skill": rounded(row.skill, 3),
+        "speech_skill": rounded(row.speech_skill, 3),
     }
 
 
@@ -273,6 +275,7 @@ def _claim(result: ClaimResult) -> dict[str, Any]:
         "name": result.claim.name,
         "statement": result.claim.statement,
         "source": result.claim.source,
+        "note": result.claim.note,
         "verdict": result.verdict,
         "caveat": result.caveat,
         "parts": [_part(part) for part in result.parts],

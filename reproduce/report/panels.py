@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from reproduce.records import Stage
-from reproduce.report.measured import LOSS, Work, codebooks_of, levels_of
+from reproduce.report.measured import LOSS, Work, arms_of_a_series, codebooks_of, levels_of
 from reproduce.report.published import CHANCE, Published
 from reproduce.report.statistics import Curve, Floats, mean_and_range
 from reproduce.report.style import (
@@ -167,7 +167,9 @@ def against_codebooks(panel: Panel, published: Published, work: Work | None) -> 
     series: dict[str, dict[int, list[float]]] = {}
     looks: dict[str, Look] = {}
     chance: dict[int, list[float]] = {}
-    arms = list(published.by_codebooks) if work is None else work.arms("pretrain")
+    arms = list(published.by_codebooks)
+    if work is not None:
+        arms = arms_of_a_series(work.arms("pretrain"), "pretrain")
     for arm in arms:
         overrides = work.overrides("pretrain", arm) if work else {}
         size = codebooks_of(arm, overrides)
@@ -199,7 +201,9 @@ def against_codebooks(panel: Panel, published: Published, work: Work | None) -> 
 
 
 def against_levels(panel: Panel, published: Published, work: Work | None) -> None:
-    arms = published.arms("finetune") if work is None else work.arms("finetune")
+    arms = published.arms("finetune")
+    if work is not None:
+        arms = arms_of_a_series(work.arms("finetune"), "finetune")
     filled = {"marker": "s", "linestyle": "-", "color": VERMILLION}
     hollow = {"marker": "o", "linestyle": "--", "color": BLUE, "markerfacecolor": "white"}
     plans = [("train", "last training window", filled)]

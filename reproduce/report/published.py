@@ -17,6 +17,8 @@ import numpy as np
 
 from reproduce.errors import W2vrepError
 from reproduce.records import Stage
+from reproduce.report.codes import Codes
+from reproduce.report.measured import LOSS
 from reproduce.report.statistics import Curve, table_margin
 from reproduce.shipped import shipped
 
@@ -27,8 +29,11 @@ CHANCE = math.log(1 + NEGATIVES)
 PRINTED_SPLIT: dict[Stage, str] = {"pretrain": "valid", "finetune": "train"}
 """What the study's printed losses are of: of fine-tuning, the last training window."""
 
-Measure = Literal["final", "slope", "area", "updates_to_reach"]
-Expected = Literal["below", "above", "within"]
+Measure = Literal[
+    "final", "final_of_two", "slope", "area", "updates_to_reach", "roughness", "spread",
+    "error_for_bits",
+]  # fmt: skip
+Expected = Literal["below", "above", "within", "not above"]
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,16 @@ class PublishedNumber:
 
 @dataclass(frozen=True)
 class ClaimPart:
-    """One test of a claim: a quantity of some arms that should be below, above or within."""
+    """One test of a claim: a quantity of some arms, and where it should be.
+
+    ``expected``: below or above 0, within the table's margin around it, or not above that margin.
+    ``column``: of ``metrics.csv``, what is measured.
+    """
 
     number: int
     stage: Stage
     measure: Measure
+    column: str
     split: str
     arms: tuple[str, ...]
     expected: Expected
@@ -64,11 +74,12 @@ class ClaimPart:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the study and the tests it stands or falls with."""
+    """A statement of the study and the tests it stands or falls with; ``note`` explains those."""
 
     name: str
     statement: str
     source: str
+    note: str
     parts: tuple[ClaimPart, ...]
 
 
@@ -103,12 +114,22 @@ class Published:
         return {0}
 
     def final(
-        self, stage: Stage, split: str, arm: str, seed: int, *, series: bool = False
+        self,
+        stage: Stage,
+        split: str,
+        arm: str,
+        seed: int,
+        column: str = "",
+        *,
+        series: bool = False,
     ) -> float | None:
-        """The published number, which is of ``PRINTED_SPLIT`` whatever the split asked for.
+        """The published loss, which is of ``PRINTED_SPLIT`` whatever the split asked for.
 
-        ``series``: from one figure over codebooks, not from the table.
+        ``series``: from one figure over codebooks, not from the table. Of other columns than the
+        loss no last values were published by arm.
         """
+        if column not in ("", LOSS[stage]):
+            return None
         if series and arm in self.by_codebooks:
             return self.by_codebooks[arm].value
         number = self.numbers.get((stage, arm))
@@ -116,6 +137,10 @@ class Published:
 
     def curve(self, stage: Stage, split: str, arm: str, seed: int) -> Curve | None:
         return self.curves.get((stage, split, arm))
+
+    def codes(self, stage: Stage, arm: str, seed: int) -> Codes:
+        """Nothing was published of them."""
+        return Codes()
 
 
 @cache
@@ -153,6 +178,7 @@ def load_published() -> Published:
             number=int(r["part"]),
             stage=cast(Stage, r["stage"]),
             measure=cast(Measure, r["measure"]),
+            column=r["column"],
             split=r["split"],
             arms=tuple(r["arms"].split()),
             expected=cast(Expected, r["expected"]),
@@ -173,7 +199,7 @@ def load_published() -> Published:
             ).items()
         },
         claims=tuple(
-            Claim(r["claim"], r["statement"], r["source"], tuple(tests[r["claim"]]))
+            Claim(r["claim"], r["statement"], r["source"], r["note"], tuple(tests[r["claim"]]))
             for r in _rows("claims")
         ),
         configuration=tuple(_rows("configuration")),

@@ -62,10 +62,28 @@ class Interval:
         half = self.half_width * t_quantile(self.count, confidence) / t_quantile(self.count)
         return replace(self, low=self.mean - half, high=self.mean + half)
 
+    def seeds_to_decide(self, distance: float, confidence: float) -> int | None:
+        """Seeds until a mean this far from its threshold stands clear of it at this spread."""
+        return seeds_to_decide(distance, self.deviation, confidence)
+
     @property
     def enough(self) -> bool:
         """Whether there are seeds enough for a verdict."""
         return self.count >= FEWEST_SEEDS
+
+
+@dataclass(frozen=True)
+class RatioInterval(Interval):
+    """ln of a ratio of two standard deviations over the same seeds; see `spread_interval`."""
+
+    correlation: float = 0.0
+
+    def widened(self, confidence: float) -> Interval:
+        half = _ratio_half_width(self.count, self.correlation, confidence)
+        return replace(self, low=self.mean - half, high=self.mean + half)
+
+    def seeds_to_decide(self, distance: float, confidence: float) -> int | None:
+        return _fewest(lambda n: _ratio_half_width(n, self.correlation, confidence), abs(distance))
 
 
 @cache
@@ -82,6 +100,36 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> In
 def prediction_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Where one more run lies: mean ± t s sqrt(1 + 1/n)."""
     return _interval(values, confidence, one_more=1)
+
+
+def spread_interval(
+    values: Sequence[float], others: Sequence[float], confidence: float = CONFIDENCE
+) -> Interval:
+    """ln of the ratio of two standard deviations, of values that come in pairs.
+
+    Pitman (1939) and Morgan (1939): two normal variables of which one is scaled have the same
+    variance if their sum and difference aren't correlated. Inverting that t test with n - 2 degrees
+    of freedom gives 1/2 ln w ± 1/2 arcosh(1 + 2 (1 - r²) t² / (n - 2)), exactly, for the ratio w
+    of the sample variances and the correlation r of the pairs. (An F test would take the pairs for
+    independent.)
+
+    Args:
+        values: [N], one a seed.
+        others: [N], of the same seeds.
+    """
+    x, y = (np.asarray(side, dtype=np.float64) for side in (values, others))
+    n = len(x)
+    if n < FEWEST_SEEDS or min(np.ptp(x), np.ptp(y)) <= 0:
+        return Interval(n, math.nan, math.nan, math.nan, math.nan)
+    mean = math.log(float(x.std(ddof=1) / y.std(ddof=1)))
+    r = float(np.clip(np.corrcoef(x, y)[0, 1], -1.0, 1.0))
+    half = _ratio_half_width(n, r, confidence)
+    return RatioInterval(n, mean, math.nan, mean - half, mean + half, correlation=r)
+
+
+def _ratio_half_width(count: int, correlation: float, confidence: float) -> float:
+    t = t_quantile(count - 1, confidence)  # count - 2 degrees of freedom
+    return math.acosh(1 + 2 * (1 - correlation**2) * t**2 / (count - 2)) / 2
 
 
 def _interval(values: Sequence[float], confidence: float, *, one_more: int) -> Interval:
@@ -175,6 +223,31 @@ def lead(curve: Curve, other: Curve) -> float:
         return -lead(other, curve)
     level = float(other.values[-1])
     return updates_to_reach(curve, level) - updates_to_reach(other, level)
+
+
+FEWEST_INNER_POINTS = 5
+"""A roughness over fewer points says nothing."""
+
+
+def roughness(curve: Curve) -> float | None:
+    """How far a curve jumps about its own course, in nats; None under five points to tell by.
+
+    Over the second half of the updates (warm-up and departure from chance lie before), each point's
+    distance from the straight line between its two neighbours. Its square is divided by what
+    independent noise of variance 1 would make it, 1 + a² + (1 - a)² with the point at a share a of
+    the way between them (1.5 at even steps). The root of the mean is the standard deviation of the
+    noise that would make the curve as rough. Bends count too, if they are sharp from one row to
+    the next.
+    """
+    u, v = curve.updates, curve.values
+    if len(u) < 3:
+        return None
+    inner = np.flatnonzero(u[1:-1] >= (u[0] + u[-1]) / 2) + 1
+    if len(inner) < FEWEST_INNER_POINTS:
+        return None
+    share = (u[inner] - u[inner - 1]) / (u[inner + 1] - u[inner - 1])
+    distance = v[inner] - (1 - share) * v[inner - 1] - share * v[inner + 1]
+    return math.sqrt(float(np.mean(distance**2 / (1 + share**2 + (1 - share) ** 2))))
 
 
 def mean_and_range(

@@ -26,7 +26,7 @@ from reproduce.report.statistics import (
 
 PRETRAIN_TABLE = (
     "recipe", "arm", "codebooks", "icsl", "published", "mean", "low", "high", "seeds", "chance",
-    "skill", "verdict", "caveat",
+    "skill", "speech_skill", "verdict", "caveat",
 )  # fmt: skip
 FINETUNE_TABLE = (
     "recipe", "arm", "rvq_levels", "published", "train_mean", "train_low", "train_high",
@@ -46,8 +46,9 @@ class Row:
     """One arm of one recipe against the published number; losses in nats.
 
     ``judged`` is what the verdict compares, of ``PRINTED_SPLIT``; ``beside`` is of the other split,
-    training or validation. ``needed``: seeds until the interval is
-    as narrow as the margin, None where that isn't the question or is out of reach.
+    training or validation. ``speech_skill``: chance less loss over masked frames of speech, with
+    negatives among them. ``needed``: seeds until the interval is as narrow as the margin, None
+    where that isn't the question or is out of reach.
     """
 
     stage: Stage
@@ -59,6 +60,7 @@ class Row:
     judged: Interval
     beside: Interval
     chance: float | None
+    speech_skill: float | None
     wer: float | None
     cer: float | None
     blank_rate: float | None
@@ -141,6 +143,7 @@ def _row(published: Published, stage: Stage, arm: str, work: Work | None) -> Row
         return math.fsum(values) / len(values) if values else None
 
     pretraining = stage == "pretrain"
+    speech = [average("speech_chance"), average("speech_loss")] if pretraining else [None]
     return Row(
         stage=stage,
         recipe=work.name if work else "",
@@ -151,6 +154,7 @@ def _row(published: Published, stage: Stage, arm: str, work: Work | None) -> Row
         judged=judged,
         beside=beside,
         chance=average("chance_loss") if pretraining else None,
+        speech_skill=None if None in speech else speech[0] - speech[1],  # type: ignore[operator]
         wer=None if pretraining else average("wer"),
         cer=None if pretraining else average("cer"),
         blank_rate=None if pretraining else average("blank_rate"),
@@ -174,7 +178,7 @@ def _pretrain_cells(row: Row) -> list[str]:
         row.recipe, row.arm, _text(row.size), _yes(row.icsl),
         row.published.text if row.published else "", *interval_cells(row.judged, "pretrain"),
         _text(row.judged.count), rounded(row.chance, 4),
-        rounded(row.skill, known), row.verdict, row.caveat,
+        rounded(row.skill, known), rounded(row.speech_skill, known), row.verdict, row.caveat,
     ]  # fmt: skip
 
 
@@ -221,7 +225,8 @@ def _bracketed(text: str, notes: Sequence[str]) -> str:
 def expectation(result: PartResult) -> str:
     """What a part of a claim says, such as "final loss: a less b, below 0"."""
     expected = result.part.expected
-    return f"{result.part.quantity}, {expected} {'the margin' if expected == 'within' else '0'}"
+    limit = "0" if expected in ("below", "above") else "the margin"
+    return f"{result.part.quantity}, {expected} {limit}"
 
 
 def part_notes(result: PartResult) -> list[str]:
@@ -258,7 +263,7 @@ def _most(result: PartResult) -> int:
     """The most decimals that a part's numbers are printed with."""
     if result.part.measure == "updates_to_reach":
         return 0
-    if result.part.stage == "finetune":
+    if result.unit == "ln of a ratio" or result.part.stage == "finetune":
         return 3
     return 5 if result.part.measure == "slope" else 4
 
@@ -299,6 +304,7 @@ def as_data(row: Row) -> dict[str, Any]:
         "beside": interval_data(row.beside),
         "chance": row.chance,
         "skill": row.skill,
+        "speech_skill": row.speech_skill,
         "wer": row.wer,
         "cer": row.cer,
         "blank_rate": row.blank_rate,

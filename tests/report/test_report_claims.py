@@ -15,10 +15,11 @@ from reproduce.report.claims import (
     PartResult,
     _needed,
     judge_claim,
-    part_values,
     part_verdict,
 )
+from reproduce.report.codes import Codes
 from reproduce.report.measured import codebooks_of, icsl_of, levels_of
+from reproduce.report.measures import part_values
 from reproduce.report.published import load_published
 from reproduce.report.statistics import Curve, mean_interval
 from reproduce.report.tables import claims_table, part_cells
@@ -29,7 +30,10 @@ UPDATES = np.arange(10, 210, 10, dtype=np.float64)
 
 
 class MadeUp:
-    """Runs whose final loss is effect(arm) plus noise shared by a seed and noise of its own."""
+    """Runs whose final loss is effect(arm) plus noise shared by a seed and noise of its own.
+
+    ``restless``: arms of a larger effect have rougher curves and seeds further apart.
+    """
 
     def __init__(
         self,
@@ -40,8 +44,10 @@ class MadeUp:
         shared: float = 0.01,
         rng: np.random.Generator | None = None,
         lacking: frozenset[tuple[str, int]] = frozenset(),
+        restless: bool = False,
     ) -> None:
         self.effect, self.count, self.own, self.lacking = effect, seeds, own, lacking
+        self.restless = restless
         self.rng = rng or np.random.default_rng(1)
         self.common = self.rng.normal(0, shared, seeds)
         self.noise: dict[tuple[str, int], float] = {}
@@ -50,21 +56,45 @@ class MadeUp:
         return {seed for seed in range(self.count) if (arm, seed) not in self.lacking}
 
     def final(
-        self, stage: Stage, split: str, arm: str, seed: int, *, series: bool = False
+        self,
+        stage: Stage,
+        split: str,
+        arm: str,
+        seed: int,
+        column: str = "",
+        *,
+        series: bool = False,
     ) -> float:
         key = (arm, seed)
         if key not in self.noise:
             self.noise[key] = float(self.rng.normal(0, self.own))
-        return 4.0 + self.effect(arm) + float(self.common[seed]) + self.noise[key]
+        common = float(self.common[seed])
+        if self.restless:
+            common *= math.exp(5 * self.effect(arm))
+        return 4.0 + self.effect(arm) + common + self.noise[key]
 
     def curve(self, stage: Stage, split: str, arm: str, seed: int) -> Curve:
         end = self.final(stage, split, arm, seed)
         values = end + 2 * (np.exp(-UPDATES / 40) - math.exp(-5))
+        if self.restless:
+            jumps = 0.1 * math.exp(5 * self.effect(arm)) * (-1.0) ** np.arange(len(UPDATES))
+            values[:-1] += jumps[:-1] + self.rng.normal(0, 0.001, len(UPDATES) - 1)
         return Curve(UPDATES, values.astype(np.float64))
+
+    def codes(self, stage: Stage, arm: str, seed: int) -> Codes:
+        """A second level of 8 bits in 64 dimensions, that leaves more of the error the more
+        ``error_for_bits`` says."""
+        left = math.exp(-2 * math.log(2) * 8 / 64 + self.effect("error_for_bits"))
+        arrays = {"code_counts": np.ones((2, 256)), "mse": np.array([1.0, left])}
+        return Codes(arrays, width=64)
 
 
 def as_published(arm: str) -> float:
     """An effect of the signs that the study claims."""
+    effects = {"error_for_bits": -0.3, "icsl8_rvq_4": 0.1, "plain8_rvq_4": 0.3, "icsl8_no_rvq": 0.2,
+               "rvq_4_10min": 0.1, "no_rvq_10min": 0.9}  # fmt: skip
+    if arm in effects:
+        return effects[arm]
     if arm.endswith("cb"):
         doublings = math.log2(codebooks_of(arm, {}) or 1)
         slope = -0.02 if icsl_of(arm, {}) else 0.02
@@ -80,12 +110,60 @@ def verdict(name: str, source: MadeUp) -> ClaimVerdict:
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_real_effect_is_supported(name: str) -> None:
     # C6 asks for "no difference" to within 0.0004 nats
-    assert verdict(name, MadeUp(as_published, 5, own=0.0001)) == "supported"
+    source = MadeUp(as_published, 5, own=0.0001, restless=name == "C8")
+    assert verdict(name, source) == "supported"
 
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_the_opposite_is_contradicted(name: str) -> None:
-    assert verdict(name, MadeUp(lambda arm: -as_published(arm), 5)) == "contradicted"
+    source = MadeUp(lambda arm: -as_published(arm), 5, restless=name == "C8")
+    assert verdict(name, source) == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("claim", "part", "value"),
+    [("C8", 1, 5 * (-0.04 - 0.04)), ("C8", 2, 5 * (-0.04 - 0.04)),
+     ("C9", 2, 0.1 - 0.3), ("C10", 1, (0.1 - 0.9) - (0.05 - 0.3)), ("C11", 2, -0.3)],
+)  # fmt: skip
+def test_what_a_part_measures(claim: str, part: int, value: float) -> None:
+    """Of runs that differ by what they are made to, and by little else."""
+    source = MadeUp(as_published, 5, own=1e-6, shared=0.01, restless=claim == "C8")
+    interval = judge_claim(CLAIMS[claim], PUBLISHED, source, "").parts[part - 1].interval
+    assert interval.mean == pytest.approx(value, abs=0.02)
+    assert interval.low <= interval.mean <= interval.high
+
+
+def test_mutual_information_and_word_errors_are_read_from_their_columns() -> None:
+    class Columns(MadeUp):
+        def final(
+            self,
+            stage: Stage,
+            split: str,
+            arm: str,
+            seed: int,
+            column: str = "",
+            *,
+            series: bool = False,
+        ) -> float:
+            sign = {"code_nmi": -1.0, "wer": 1.0}.get(column)
+            there = arm in ("icsl_8cb", "icsl_16cb", "icsl8_rvq_4")
+            return 0.001 * seed**2 + (sign or 0.0) * there + 0.01 * there * seed
+
+    source = Columns(as_published, 3)
+    nmi = judge_claim(CLAIMS["C7"], PUBLISHED, source, "")
+    assert [part.unit for part in nmi.parts] == ["mutual information"] * 2
+    assert [part.interval.mean for part in nmi.parts] == pytest.approx([-0.99, -0.99])
+    both = judge_claim(CLAIMS["C9"], PUBLISHED, source, "")
+    assert [part.unit for part in both.parts] == ["nats", "nats", "WER", "WER"]
+    assert [round(part.interval.mean, 2) for part in both.parts] == [0.01, 0.01, 1.01, 1.01]
+    assert not nmi.caveat  # the table's margin is of losses, not of mutual information
+
+
+def test_a_loss_slightly_higher_is_no_loss() -> None:
+    """C11.1: not above the margin of 0.01, so 0.005 higher is well, and 0.02 is not."""
+    for higher, expected in ((0.005, "supported"), (0.02, "contradicted")):
+        source = MadeUp(lambda arm: higher if arm == "rvq_8" else 0.0, 5, own=0.0005)  # noqa: B023
+        assert judge_claim(CLAIMS["C11"], PUBLISHED, source, "").parts[0].verdict == expected
 
 
 @pytest.mark.parametrize("name", CLAIMS)
@@ -187,7 +265,14 @@ def test_a_claim_that_fails_hangs_on_the_part_that_fails_most() -> None:
 def test_published_training_windows_are_not_taken_for_validation() -> None:
     class Split(MadeUp):
         def final(
-            self, stage: Stage, split: str, arm: str, seed: int, *, series: bool = False
+            self,
+            stage: Stage,
+            split: str,
+            arm: str,
+            seed: int,
+            column: str = "",
+            *,
+            series: bool = False,
         ) -> float:
             loss = super().final(stage, split, arm, seed)
             return loss if split == "valid" else 2 * loss
@@ -212,7 +297,8 @@ def test_no_effect_is_seldom_called_one(seeds: int, world: false_verdicts.World)
     assert max(shares.values()) <= bound, shares
     # what the page says of them
     anywhere = counts["any", "false"] / trials
-    assert anywhere == pytest.approx(FALSE_ANYWHERE, abs=3 * math.sqrt(0.16 * 0.84 / trials))
+    error = math.sqrt(FALSE_ANYWHERE * (1 - FALSE_ANYWHERE) / trials)
+    assert anywhere == pytest.approx(FALSE_ANYWHERE, abs=3 * error)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])

@@ -72,3 +72,47 @@ def test_any_damage_is_survived(tmp_path: Path) -> None:
         codes = read_run(folder).codes
         assert codes.problem in ("", "codes.npz can't be read")
         assert not (codes.problem and codes.arrays)
+
+
+def test_bits_and_the_error_left_at_them(tmp_path: Path) -> None:
+    counts = np.array([[8, 8, 8, 8], [16, 16, 0, 0], [30, 0, 0, 0]])
+    arrays = {"code_counts": counts, "mse": np.array([1.0, 0.5, 0.4])}
+    codebooks = np.zeros((3, 4, 10), np.float32)
+    codes = read_codes(written(tmp_path, codebooks=codebooks, **arrays), "finetune")
+    assert codes.width == 10
+    assert codes.bits() == pytest.approx([2, 1, 0])
+    # levels 2 and 3 spend 1 bit, so independent features would keep 2^(-2/10) of their variance
+    assert codes.error_for_bits() == pytest.approx(math.log(0.4 / 2 ** (-2 / 10)))
+    thin = read_codes(written(tmp_path, width=np.array(10), **arrays), "finetune")
+    assert thin.error_for_bits() == codes.error_for_bits()
+    assert read_codes(written(tmp_path, **arrays), "finetune").error_for_bits() is None
+    assert Codes().error_for_bits() is None
+
+
+def test_no_code_of_gaussian_features_does_better_than_its_bits() -> None:
+    """k-means on independent dimensions, the case the measure calls 0 or worse; and on features
+    that lie along a line, where it is far below 0."""
+    rng = np.random.default_rng(0)
+
+    def measured(features: np.ndarray) -> float:
+        residual, counts, errors = features.copy(), [], []
+        for _ in range(3):
+            codes = residual[rng.choice(len(residual), 16, replace=False)]
+            for _ in range(12):
+                nearest = ((residual[:, None] - codes) ** 2).sum(2).argmin(1)
+                codes = np.stack([
+                    residual[nearest == k].mean(0) if (nearest == k).any() else codes[k]
+                    for k in range(16)
+                ])  # fmt: skip
+            residual = residual - codes[nearest]
+            counts.append(np.bincount(nearest, minlength=16))
+            errors.append(float((residual**2).mean()))
+        arrays = {"code_counts": np.array(counts, float), "mse": np.array(errors)}
+        left = Codes(arrays, width=features.shape[1]).error_for_bits()
+        assert left is not None
+        return left
+
+    independent = rng.normal(size=(4000, 8))
+    assert measured(independent) > 0
+    line = rng.normal(size=(4000, 1)) * rng.normal(size=8) + 0.01 * independent
+    assert measured(line) < -1

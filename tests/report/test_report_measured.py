@@ -11,6 +11,7 @@ from made_up_runs import write_recipe, write_run
 from reproduce.errors import DataError
 from reproduce.records import PRETRAIN_COLUMNS, WorkFolder
 from reproduce.report.measured import (
+    arms_of_a_series,
     codebooks_of,
     flatten,
     icsl_of,
@@ -176,6 +177,17 @@ def test_what_an_arm_is() -> None:
     assert icsl_of("mine", {"icsl.weight": 0.0}) is False
     assert (levels_of("no_rvq", {}), levels_of("rvq_16", {}), levels_of("x", {})) == (0, 16, None)
     assert levels_of("x", {"rvq.levels": 3}) == 3
+    assert [levels_of(arm, {}) for arm in ("icsl8_rvq_4", "rvq_8_10min", "plain8_no_rvq")] == [
+        4, 8, 0
+    ]  # fmt: skip
+
+
+def test_arms_of_a_series_are_not_taken_for_one_another() -> None:
+    arms = ["no_rvq", "rvq_4", "rvq_4_10min", "icsl8_rvq_4", "rvq_16"]
+    assert arms_of_a_series(arms, "finetune") == ["no_rvq", "rvq_4", "rvq_16"]
+    arms = ["icsl_8cb", "icsl_sq_8cb", "icsl_8cb_x10", "att_icsl", "mine_3cb"]
+    assert arms_of_a_series(arms, "pretrain") == ["icsl_8cb", "icsl_sq_8cb", "mine_3cb"]
+    assert arms_of_a_series(["mine", "other"], "pretrain") == ["mine", "other"]
 
 
 def test_flatten() -> None:

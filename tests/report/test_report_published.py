@@ -58,15 +58,22 @@ def test_every_row_of_data_names_its_source(path: Path) -> None:
 
 
 def test_the_published_numbers_say_what_the_claims_say() -> None:
+    unpublished = []
     for result in published_claims(PUBLISHED):
         for part in result.parts:
-            assert part.published is not None
+            if part.published is None:
+                unpublished.append(f"{result.claim.name}.{part.part.number}")
+                continue
             margin = PUBLISHED.margins[part.part.stage]
             assert {
                 "below": part.published < 0,
                 "above": part.published > 0,
                 "within": abs(part.published) <= margin,
+                "not above": part.published <= margin,
             }[part.part.expected], (result.claim.name, part.part.number)
+    # no codes, no second seed, no arms but those of the tables
+    assert unpublished == ["C7.1", "C7.2", "C8.2", "C9.1", "C9.2", "C9.3", "C9.4", "C10.1", "C10.2",
+                           "C11.2"]  # fmt: skip
 
 
 def test_configuration_names_real_recipe_keys() -> None:

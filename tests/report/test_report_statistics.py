@@ -16,9 +16,11 @@ from reproduce.report.statistics import (
     mean_interval,
     number_verdict,
     prediction_interval,
+    roughness,
     seeds_to_decide,
     seeds_to_predict,
     slope,
+    spread_interval,
     table_margin,
     updates_to_reach,
 )
@@ -145,3 +147,51 @@ def test_decimals_follow_the_interval() -> None:
     assert known_decimals(prediction_interval([4.60, 4.61, 4.62])) == 3  # ± 0.050
     assert known_decimals(prediction_interval([4.6, 4.6, 4.6])) == 4
     assert known_decimals(prediction_interval([4.6]), alone=2) == 2
+
+
+def test_roughness_is_the_standard_deviation_of_the_noise() -> None:
+    rng = np.random.default_rng(0)
+    even = np.arange(4000.0)
+    uneven = np.sort(rng.uniform(0, 4000, 4000))
+    for updates in (even, uneven):
+        trend = 4.0 + np.exp(-updates / 1000)
+        curve = Curve(updates, trend + rng.normal(0, 0.03, len(updates)))
+        assert roughness(curve) == pytest.approx(0.03, rel=0.05)
+    # by hand: 5 inner points of the second half, 1 and -1 in turn, each 2 from its neighbours' line
+    jumps = Curve(np.arange(12.0), (-1.0) ** np.arange(12))
+    assert roughness(jumps) == pytest.approx(2 / math.sqrt(1.5))
+    assert roughness(Curve(even, 5 - 0.001 * even)) == pytest.approx(0, abs=1e-12)
+    first_half = np.where(even < 1990, rng.normal(0, 1, len(even)), 0)
+    assert roughness(Curve(even, first_half)) == 0
+    assert roughness(Curve(np.arange(8.0), np.arange(8.0))) is None
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("shared", [0.0, 2.0])
+def test_spread_interval_holds_the_ratio_95_times_in_100(seeds: int, shared: float) -> None:
+    """Standard deviations in a ratio of 2, of seeds that share much or nothing."""
+    rng, trials, inside = np.random.default_rng(seeds), 3000, 0
+    covariance = np.array([[4.0, 2 * shared / 2.5], [2 * shared / 2.5, 1.0]])
+    for _ in range(trials):
+        x, y = rng.multivariate_normal([3.0, -1.0], covariance, seeds).T
+        interval = spread_interval(x.tolist(), y.tolist())
+        inside += interval.low <= math.log(2) <= interval.high
+    assert inside / trials == pytest.approx(0.95, abs=0.012)
+
+
+def test_spread_interval_is_pitman_and_morgans_test() -> None:
+    """0 lies inside exactly where sum and difference of the pairs aren't clearly correlated."""
+    rng = np.random.default_rng(4)
+    for _ in range(200):
+        x, y = rng.normal(0, 2, 6), rng.normal(0, 1, 6)
+        p = scipy.stats.pearsonr(x + y, x - y).pvalue
+        interval = spread_interval(x.tolist(), y.tolist())
+        assert (interval.low <= 0 <= interval.high) == (p >= 0.05)
+        assert interval.mean == pytest.approx(math.log(x.std() / y.std()))
+    wide = interval.widened(0.99)
+    again = spread_interval(x.tolist(), y.tolist(), 0.99)
+    assert (wide.low, wide.high) == pytest.approx((again.low, again.high))
+    needed = interval.seeds_to_decide(0.5, 0.95)
+    assert needed is not None
+    assert needed > 6
+    assert not math.isfinite(spread_interval([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]).low)
