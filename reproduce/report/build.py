@@ -31,7 +31,8 @@ class ReportSummary:
 
     Attributes:
         page: path of ``index.html``.
-        contradicted: "RECIPE: CLAIM" of every contradicted claim, for ``--strict``.
+        contradicted: "RECIPE: CLAIM" of every contradicted claim, for ``--strict``; not of those
+            that its runs can't test.
         data: the content of ``summary.json``.
     """
 
@@ -153,7 +154,7 @@ def _data(report: page.Report) -> dict[str, Any]:
         "contradicted": [
             f"{result.recipe}: {result.claim.name}"
             for result in report.claims
-            if result.verdict == "contradicted"
+            if result.verdict == "contradicted" and not result.untestable
         ],
         "headlines": [asdict(headline) for headline in report.headlines],
         "findings": [asdict(finding) for finding in report.findings],
@@ -177,6 +178,7 @@ def _claim_data(result: ClaimResult) -> dict[str, Any]:
         "claim": result.claim.name,
         "verdict": result.verdict,
         "caveat": result.caveat,
+        "untestable": result.untestable,
         "parts": [
             {
                 "quantity": part.part.quantity,
@@ -184,7 +186,7 @@ def _claim_data(result: ClaimResult) -> dict[str, Any]:
                 "unit": part.unit,
                 "published": part.published,
                 "values": list(part.values),
-                **interval_data(part.interval),
+                **interval_data(part.shown),
                 "verdict": part.verdict,
                 "seeds_needed": part.needed,
                 "never_reached": part.never,

@@ -9,6 +9,7 @@ from reproduce.records import AT_CHANCE_MARGIN, Stage
 from reproduce.report.measured import Run, Work, flatten
 from reproduce.report.privacy import without_paths
 from reproduce.report.published import Claim
+from reproduce.report.statistics import FEWEST_SEEDS
 
 OUTCOMES = {"at_chance": "at chance", "all_blank": "all blank", "collapsed": "collapsed"}
 KNOWS_NOTHING: dict[Stage, str] = {
@@ -63,6 +64,22 @@ def knows_nothing(run: Run) -> bool:
     if run.folder.stage == "pretrain":
         return (skill := final_skill(run)) is not None and skill <= AT_CHANCE_MARGIN
     return run.outcome == "all_blank" or _misses_all(run)
+
+
+def cannot_test(claim: Claim, work: Work) -> str:
+    """Why a claim can't be tested on these runs: arms of which too few seeds know anything.
+
+    Arms with too few finished seeds are another matter. Empty if it can be tested.
+    """
+    found = []
+    for stage in dict.fromkeys(part.stage for part in claim.parts):
+        parts = [part for part in claim.parts if part.stage == stage]
+        for arm in dict.fromkeys(arm for part in parts for arm in part.arms):
+            runs = work.counted(stage, arm)
+            knowing = sum(not knows_nothing(run) for run in runs)
+            if knowing < FEWEST_SEEDS <= len(runs):
+                found.append(f"{arm} {knowing} of {len(runs)}")
+    return f"seeds that know anything: {', '.join(found)}; {FEWEST_SEEDS} needed" if found else ""
 
 
 def final_skill(run: Run) -> float | None:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from reproduce.report.caveats import claim_caveat
+from reproduce.report.caveats import cannot_test, claim_caveat
 from reproduce.report.measured import Work
 from reproduce.report.measures import (
     Source,
@@ -34,7 +34,9 @@ from reproduce.report.published import PRINTED_SPLIT, Claim, ClaimPart, Publishe
 from reproduce.report.scale import Scale
 from reproduce.report.statistics import CONFIDENCE, FEWEST_SEEDS, Interval, mean_interval
 
-ClaimVerdict = Literal["supported", "contradicted", "inconclusive", "too few seeds", "not measured"]
+ClaimVerdict = Literal[
+    "supported", "contradicted", "inconclusive", "not testable", "too few seeds", "not measured"
+]
 DECIDED = ("supported", "contradicted")
 
 
@@ -59,6 +61,8 @@ class PartResult:
         doubt: why an interval that stands clear is no verdict; empty if it is one.
         never: seeds of which the first arm never reaches the loss that is asked for.
         beside: the same over training windows, if the published value is of those.
+        used: the interval that the verdict uses: a mean on the other side than expected has to
+            stand clear at a higher confidence.
     """
 
     part: ClaimPart
@@ -71,6 +75,12 @@ class PartResult:
     doubt: str = ""
     never: int = 0
     beside: Interval | None = None
+    used: Interval | None = None
+
+    @property
+    def shown(self) -> Interval:
+        """The interval to print."""
+        return self.used or self.interval
 
     @property
     def unit(self) -> str:
@@ -93,13 +103,18 @@ class PartResult:
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """A claim judged on one recipe; ``caveat``: why its verdict says little, if it does."""
+    """A claim judged on one recipe; ``caveat``: why its verdict says little, if it does.
+
+    ``untestable``: why its runs can't test the method, if they can't. A recipe that repeats what
+    was written or run has its verdict all the same: whether the published differences come back.
+    """
 
     recipe: str
     claim: Claim
     verdict: ClaimVerdict
     parts: tuple[PartResult, ...]
     caveat: str = ""
+    untestable: str = ""
 
     @property
     def deciding(self) -> PartResult:
@@ -119,9 +134,24 @@ def judge(published: Published, work: Work, scale: Scale) -> list[ClaimResult]:
         result = judge_claim(claim, published, work, work.name)
         small = scale.caveat({part.stage for part in claim.parts})
         speech = _over_speech(result, published, work)
-        caveats = filter(None, (small, claim_caveat(claim, work), result.caveat, speech))
-        results.append(replace(result, caveat="; ".join(caveats)))
+        why = cannot_test(claim, work)
+        if why and not work.repeats and result.verdict in (*DECIDED, "inconclusive"):
+            result, small, speech = _not_testable(result), "", ""
+        told = why if result.verdict == "not testable" else ""
+        caveats = filter(None, (told, small, claim_caveat(claim, work), result.caveat, speech))
+        results.append(replace(result, caveat="; ".join(caveats), untestable=why))
     return results
+
+
+def _not_testable(result: ClaimResult) -> ClaimResult:
+    """No verdict on the method by runs that know nothing; their numbers stay."""
+    parts = tuple(
+        replace(part, verdict="not testable", needed=None)
+        if part.verdict in (*DECIDED, "inconclusive")
+        else part
+        for part in result.parts
+    )
+    return replace(result, verdict="not testable", parts=parts, caveat="")
 
 
 def _over_speech(result: ClaimResult, published: Published, work: Work) -> str:
@@ -197,6 +227,7 @@ def _judge_part(part: ClaimPart, published: Published, source: Source, *, parts:
         needed=needed,
         doubt=doubt,
         never=never_reached(part, source),
+        used=_used(interval, part, margin, parts=parts),
     )
     if not result.of_training_windows:
         return result
@@ -259,6 +290,12 @@ def _inside(interval: Interval, part: ClaimPart, margin: float) -> float:
         "within": margin - abs(interval.mean),
         "not above": margin - interval.mean,
     }[part.expected]
+
+
+def _used(interval: Interval, part: ClaimPart, margin: float, *, parts: int) -> Interval:
+    if interval.enough and _inside(interval, part, margin) < 0:
+        return interval.widened(1 - (1 - CONFIDENCE) / parts)
+    return interval
 
 
 def _clearance(interval: Interval, part: ClaimPart, margin: float) -> float:

@@ -110,6 +110,16 @@ class Work:
             return [seed for seed in seeds if isinstance(seed, int)]
         return sorted({seed for _, _, seed in self.runs})
 
+    @property
+    def repeats(self) -> bool:
+        """Whether the recipe repeats what was written or run, going by its name.
+
+        Then the question is whether published numbers and differences come back; of every other
+        recipe it is whether the method helps.
+        """
+        name = str(self.recipe.get("name", ""))
+        return any(part in ("as-run", "as-written") for part in name.split("+"))
+
     def overrides(self, stage: Stage, arm: str) -> Mapping[str, Any]:
         """What the recipe lays over the stage's section for an arm (dotted keys)."""
         section = self.recipe.get(stage)

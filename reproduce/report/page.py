@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from reproduce.records import RunRecord, Stage
+from reproduce.report.answers import answers
 from reproduce.report.caveats import run_caveats
 from reproduce.report.claims import FALSE_ANYWHERE, FALSE_VERDICTS, ClaimResult, PartResult
 from reproduce.report.deviations import Deviation
@@ -155,6 +156,11 @@ def _summary(report: Report, work: Work, scale: Scale) -> dict[str, Any]:
     return {
         "recipe": work.name,
         "data": scale.data,
+        "answers": answers(
+            work,
+            {s: [row for row in report.tables[s] if row.recipe == work.name] for s in STAGES},
+            [result for result in report.claims if result.recipe == work.name],
+        ),
         "numbers": numbers,
         "headlines": [h.text for h in report.headlines if h.recipe == work.name],
     }

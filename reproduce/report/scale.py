@@ -7,26 +7,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from reproduce.records import Stage
+from reproduce.report.caveats import knows_nothing
 from reproduce.report.measured import STAGES, Work, flatten
 from reproduce.report.published import Published
+from reproduce.report.statistics import FEWEST_SEEDS
 
 STAGE_NAMES: dict[Stage, str] = {"pretrain": "pretraining", "finetune": "fine-tuning"}
 FAR_TOO_SMALL = 0.25
-"""Runs of less than this share of the study's size in any respect say nothing about its claims."""
+"""Runs of less than this share of the study's size in any respect are small: if they know nothing
+they say nothing about its claims, else they do at their size."""
 STUDY_HOURS = 10.0
 """Training subset of the study."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """``data``: corpus and hours in words; ``reasons``: why a stage is far too small, if it is."""
+    """``data``: corpus and hours in words; ``reasons``: in what a stage is under a quarter of the
+    study, if it is; ``knowing``: stages of which an arm has seeds enough that know something."""
 
     data: str
     reasons: Mapping[Stage, list[str]]
+    knowing: Collection[Stage] = ()
 
     def caveat(self, stages: Collection[Stage]) -> str:
         """The short form, for a claim about some stages; empty if they are large enough."""
-        return "far too small to test it" if any(self.reasons[of] for of in stages) else ""
+        if not any(self.reasons[of] for of in stages):
+            return ""
+        known = all(of in self.knowing for of in stages)
+        return "at this size" if known else "far too small to test it"
 
     @property
     def text(self) -> str:
@@ -34,6 +42,13 @@ class Scale:
         reasons = dict.fromkeys(reason for stage in STAGES for reason in self.reasons[stage])
         if not reasons:
             return ""
+        if self.knowing:
+            stages = " and ".join(STAGE_NAMES[of] for of in STAGES if of in self.knowing)
+            return (
+                f"Runs that know something ({stages}) test the claims at their own size, which is "
+                f"not the study's: {'; '.join(reasons)}. Signs of differences may hold beyond it; "
+                "their sizes, the losses and the number of updates they take can't be carried over."
+            )
         return (
             f"Far too small to test the study: {'; '.join(reasons)}. Its verdicts show that the "
             "chain runs, no more."
@@ -58,6 +73,14 @@ def scale_of(published: Published, work: Work, as_run: Mapping[str, Any]) -> Sca
             else []
             for stage in STAGES
         },
+        [
+            stage
+            for stage in STAGES
+            if any(
+                sum(not knows_nothing(run) for run in work.counted(stage, arm)) >= FEWEST_SEEDS
+                for arm in work.arms(stage)
+            )
+        ],
     )
 
 

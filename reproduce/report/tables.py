@@ -35,6 +35,7 @@ FINETUNE_TABLE = (
 )  # fmt: skip
 CLAIMS_TABLE = (
     "recipe", "claim", "statement", "published", "measured", "low", "high", "seeds", "verdict",
+    "caveat",
 )  # fmt: skip
 
 DECIMALS: dict[Stage, int] = {"pretrain": 4, "finetune": 2}
@@ -194,8 +195,6 @@ def _finetune_cells(row: Row) -> list[str]:
 def claims_table(results: Sequence[ClaimResult]) -> Table:
     """One row a claim, with the numbers of the part its verdict hangs on, then a row a part.
 
-    Caveats and notes stand in brackets behind the statement.
-
     Parts are named C1.1, C1.2 and so on; a claim of one part has one row.
     """
     cells: list[list[str]] = []
@@ -206,20 +205,21 @@ def claims_table(results: Sequence[ClaimResult]) -> Table:
             if len(parts) > 1
             else ([result.caveat, *part_notes(deciding)])
         )
-        statement = _bracketed(result.claim.statement, notes)
-        cells.append([result.recipe, name, statement, *part_cells(deciding), result.verdict])
+        cells.append(
+            [result.recipe, name, result.claim.statement, *part_cells(deciding), result.verdict,
+             _joined(notes)]
+        )  # fmt: skip
         for part in parts if len(parts) > 1 else ():
             cells.append(
                 [result.recipe, f"{name}.{part.part.number}",
-                 _bracketed(expectation(part), [part.doubt, *part_notes(part)]),
-                 *part_cells(part), part.verdict]
+                 expectation(part), *part_cells(part), part.verdict,
+                 _joined([part.doubt, *part_notes(part)])]
             )  # fmt: skip
     return Table(CLAIMS_TABLE, cells)
 
 
-def _bracketed(text: str, notes: Sequence[str]) -> str:
-    found = "; ".join(filter(None, notes))
-    return f"{text} [{found}]" if found else text
+def _joined(notes: Sequence[str]) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def expectation(result: PartResult) -> str:
@@ -252,7 +252,7 @@ def part_cells(result: PartResult) -> list[str]:
 
     Where a seed never reaches the loss asked for, that stands in place of a mean over updates.
     """
-    cells = _part_numbers(result, result.interval)
+    cells = _part_numbers(result, result.shown)
     count = result.interval.count
     if result.never:
         cells = [f"never reached ({result.never} of {count} seeds)", "", ""]

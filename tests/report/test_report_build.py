@@ -153,12 +153,16 @@ def test_claims_table(built: tuple[Path, ReportSummary]) -> None:
     out, summary = built
     rows = {row["claim"]: row for row in table(out / "claims.csv")}
     assert tuple(rows["C1"]) == CLAIMS_TABLE
-    assert rows["C1"]["verdict"] == "supported"
-    assert rows["C2"]["verdict"] == "contradicted"
-    assert rows["C4"]["verdict"] == "contradicted"  # rvq_16 goes on falling
-    assert rows["C4.4"]["verdict"] == "contradicted"
-    assert rows["C5"]["verdict"] == "supported"
-    assert "corrected<b>_mini: C4" in summary.contradicted
+    # both arms of 2 codebooks stay at chance, so nothing is said about the method
+    assert rows["C1"]["verdict"] == rows["C2"]["verdict"] == "not testable"
+    assert rows["C1"]["caveat"].startswith(
+        "seeds that know anything: icsl_2cb 0 of 3, no_icsl_2cb 0 of 3; 3 needed"
+    )
+    assert rows["C1.3"]["verdict"] == "not testable"
+    assert rows["C4"]["verdict"] == "not testable"  # two arms end all blank
+    assert rows["C4.4"]["verdict"] == "not testable"
+    assert rows["C5"]["verdict"] == "not testable"
+    assert summary.contradicted == []  # so --strict passes
     assert float(rows["C1.3"]["published"]) == pytest.approx(4.6120 - 4.6178)
 
 
@@ -239,21 +243,60 @@ def test_worse_than_chance_and_recognizing_nothing_are_caveats(
     fine = {r["arm"]: r["caveat"] for r in table(tmp_path / "report" / "table_finetune.csv")}
     assert (fine["rvq_1"], fine["rvq_2"]) == ("2 of 3 WER 1 or more", "WER 1 or more")
     claims = {row["claim"]: row for row in table(tmp_path / "report" / "claims.csv")}
-    assert claims["C3"]["verdict"] == "contradicted"
-    assert claims["C3"]["statement"].endswith(
-        "[far too small to test it; all 12 runs end at or above chance]"
+    assert claims["C3"]["verdict"] == "not testable"
+    assert claims["C3"]["caveat"].endswith(
+        "icsl_16cb 0 of 3; 3 needed; all 12 runs end at or above chance"
     )
-    assert "14 of 15 runs end all blank or with a word error" in claims["C4"]["statement"]
+    assert "14 of 15 runs end all blank or with a word error" in claims["C4"]["caveat"]
     assert tuple(claims["C3"]) == CLAIMS_TABLE
     page = summary.page.read_text()
     beside = (
-        r"contradicted</span>\s*<br><span class=\"needed\">far too small to test it; all 12 runs"
+        r"not testable</span>\s*<br><span class=\"needed\">seeds that know anything: icsl_2cb 0"
     )
     assert re.search(beside, page)
     assert "24 of 24 runs finished, 24 above chance" in page
     size = next(h["text"] for h in summary.data["headlines"] if h["topic"] == "size")
     assert size.startswith("Far too small to test the study: pretraining made 100 updates where")
     assert "the model has 2 layers of width 64, not 12 of 768" in size
+
+
+def test_what_repeats_is_asked_whether_differences_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same runs at chance: under as-run a reversed difference, under corrected no verdict; and
+    neither contradicts a claim about the method."""
+    monkeypatch.setattr(build, "draw_all", lambda *_: [])
+    texts = {}
+    for name in ("as-run+mini", "corrected+mini"):
+        root = tmp_path / name
+        write_recipe(root, name, seeds=[1, 2, 3], finetune=[])
+        for seed in (1, 2, 3):
+            for arm in PRETRAIN_ARMS:
+                size = codebooks_of(arm, {}) or 0
+                loss = CHANCE + 0.0001 * size + 0.00001 * ((seed * size) % 7)
+                write_run(root, "pretrain", arm, seed, loss, points=4)
+        summary = build_report([root], tmp_path / "report")
+        claim = next(c for c in summary.data["claims"] if c["claim"] == "C3")
+        texts[name] = (claim["verdict"], re.sub(r"\s+", " ", summary.page.read_text()))
+        assert summary.contradicted == []
+    verdict, page = texts["as-run+mini"]
+    assert verdict == "contradicted"
+    assert "Published differences: " in page
+    assert "are reversed (C1, C3" in page
+    assert "Not asked of this recipe: whether a claim about the method holds" in page
+    verdict, page = texts["corrected+mini"]
+    assert verdict == "not testable"
+    assert "Of 11 claims: none are supported, none are contradicted, " in page
+    assert "(0 of 24 pretraining runs left chance)" in page
+    assert "Far too small to test the study" in page
+    for folder in (tmp_path / "corrected+mini" / "pretrain").glob("icsl_8cb/*"):
+        text = (folder / "run.json").read_text()
+        record = json.loads(text)
+        record["final"]["valid"]["contrastive_loss"] -= 0.5
+        (folder / "run.json").write_text(json.dumps(record))
+    build_report([tmp_path / "corrected+mini"], tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Runs that know something (pretraining) test the claims at their own size" in page
 
 
 def test_a_claim_says_which_runs_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
