@@ -70,6 +70,10 @@ class MissingCorpusError(DataError):
     """The corpus isn't where it should be; what was prepared from it may still be there."""
 
 
+class FailedRunsError(W2vrepError):
+    """Some run of a grid ended with an error, or with its process; the rest is done first."""
+
+
 class DivergedError(W2vrepError):
     """Some run of a grid diverged; raised after the rest of the grid is done."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from reproduce.errors import DivergedError, InterruptedRun
+from reproduce.errors import DivergedError, FailedRunsError, InterruptedRun
 from reproduce.recipe.schema import Recipe
 from reproduce.records import WorkFolder
 from reproduce.report import ReportSummary, build_report
@@ -31,6 +31,7 @@ def run(
         DataError: the corpus isn't there, or an encoder that doesn't come from this work folder
             can't be had.
         DivergedError: some run diverged; everything else is done.
+        FailedRunsError: some run failed in another process; everything else is done.
     """
     if ranks.main:
         require_corpus(recipe, work)
@@ -42,14 +43,14 @@ def run(
     problem: Exception | None = None
     try:
         pretrain(recipe, work, ranks, list(recipe.pretrain.arms), recipe.seeds)
-    except DivergedError as error:
+    except (DivergedError, FailedRunsError) as error:
         problem = error
     try:
         finetune(recipe, work, ranks, list(recipe.finetune.arms), recipe.seeds)
     except InterruptedRun:
         raise
-    except Exception as error:
-        problem = error
+    except Exception as error:  # what lacks its encoder since a run failed isn't the first problem
+        problem = problem if isinstance(problem, FailedRunsError) else error
     # No barrier: a rank that failed alone has the others wait for nothing.
     summary = build_report([work.root], work.report) if ranks.main else None
     if problem is not None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from reproduce.errors import DivergedError, InterruptedRun, UsageError
+from reproduce.errors import DivergedError, FailedRunsError, InterruptedRun, UsageError
 
 T = TypeVar("T")
 BUCKET_ELEMENTS = 8_388_608
@@ -97,7 +97,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
     ranks = start(device)
     try:
         yield ranks
-    except (InterruptedRun, DivergedError):  # as all ranks do, at the same update
+    except (InterruptedRun, DivergedError, FailedRunsError):  # as all ranks do, at the same update
         stop()
         raise
     stop()

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import os
 import pickle
 import shutil
-from collections.abc import Sequence
+import socket
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from tiny_runs import make_work, rows, tiny_recipe
 
 from reproduce import errors
-from reproduce.errors import DataError, DivergedError, InterruptedRun, UsageError, W2vrepError
+from reproduce.errors import (
+    DataError,
+    DivergedError,
+    FailedRunsError,
+    InterruptedRun,
+    UsageError,
+    W2vrepError,
+)
+from reproduce.grid import claiming
+from reproduce.grid import lock as lock_module
+from reproduce.grid.lock import RunLock
 from reproduce.recipe import load_recipe
 from reproduce.recipe.schema import Recipe
-from reproduce.records import RunRecord, WorkFolder
+from reproduce.records import RunFolder, RunRecord, WorkFolder
 from reproduce.stages.pretrain import pretrain as stage
 from reproduce.training import distributed
 
@@ -131,19 +145,105 @@ def test_nothing_prepared(work: WorkFolder) -> None:
         pretrain(grid(work), work)
 
 
-def test_a_run_that_another_process_trains_is_left_to_it(
-    work: WorkFolder, capsys: pytest.CaptureFixture[str]
+class Elsewhere:
+    """Another process that holds the lock of a run, as far as this one can see."""
+
+    def __init__(self, run: RunFolder, started: float = 0.0) -> None:
+        run.root.mkdir(parents=True, exist_ok=True)
+        self.run, self.lock = run, RunLock(run.lock, started)
+        assert self.lock.take() == "taken"
+
+    def dies(self) -> None:
+        """No word, no wiping."""
+        os.close(self.lock._file)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """What happens while the grid waits before its next pass, one after the other."""
+    left: list[Callable[[], object]] = []
+    clock = SimpleNamespace(sleep=lambda _: left.pop(0)(), monotonic=time.monotonic)
+    monkeypatch.setattr(claiming, "time", clock)
+    return left
+
+
+def test_the_grid_waits_for_a_run_that_another_process_trains(
+    work: WorkFolder, capsys: pytest.CaptureFixture[str], passes: list[Callable[[], object]]
 ) -> None:
+    """It does what it can, and ends when the other one is done."""
+    recipe, run = grid(work), work.run("pretrain", "first", 1)
+    pretrain(recipe, work)
+    other = Elsewhere(run)
+
+    def others_are_done() -> None:
+        assert record(work, "last").status == "finished"
+
+    passes += [others_are_done, lambda: None, other.lock.release]
+    pretrain(recipe, work, ["first", "last"])
+    assert passes == []
+    told = capsys.readouterr().err
+    assert f"pretrain/first/seed-1: process {os.getpid()} on {socket.gethostname()} tra" in told
+    assert told.count("waiting for 1 of the runs: pretrain/first/seed-1") == 1
+    assert "pretrain/first/seed-1: finished by another process" in told
+
+
+def test_a_run_whose_process_died_is_taken_up(
+    work: WorkFolder, capsys: pytest.CaptureFixture[str], passes: list[Callable[[], object]]
+) -> None:
+    passes += [Elsewhere(work.run("pretrain", "first", 1)).dies]
+    pretrain(grid(work), work)
+    assert record(work).status == "finished"
+    assert "died; taken up again" in capsys.readouterr().err
+
+
+def test_two_deaths_over_a_run_are_a_failure_that_the_next_command_tries_again(
+    work: WorkFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this grid, that is: whoever died before it began doesn't count."""
     run = work.run("pretrain", "first", 1)
-    run.root.mkdir(parents=True)
-    with open(run.lock, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        pretrain(grid(work), work, ["first", "last"])
-    assert "pretrain/first/seed-1: another process trains it" in capsys.readouterr().err
-    assert not run.record.exists()
-    assert record(work, "last").status == "finished"
+    Elsewhere(run, time.time()).dies()
+    began = time.time()
+    for _ in range(2):
+        Elsewhere(run, began).dies()
+    with monkeypatch.context() as patch:
+        patch.setenv(lock_module.STARTED, str(began))
+        with pytest.raises(FailedRunsError, match="1 of the runs failed: pretrain/first/s") as end:
+            pretrain(grid(work), work, ["first", "last"])
+    assert end.value.exit_code == 1
+    assert "2 processes died while training it" in record(work).reason
+    assert (record(work).status, record(work, "last").status) == ("failed", "finished")
     pretrain(grid(work), work, ["first", "last"])
     assert record(work).status == "finished"
+
+
+def test_a_run_that_failed_in_another_process_is_told_and_not_tried_again(
+    work: WorkFolder, passes: list[Callable[[], object]]
+) -> None:
+    run = work.run("pretrain", "first", 1)
+    other = Elsewhere(run)
+
+    def fails() -> None:
+        RunRecord("first", 1, status="failed", reason="RuntimeError: out of luck", **same).write(
+            run.record
+        )
+        other.lock.release(failed=True)
+
+    pretrain(grid(work), work, ["last"])
+    found = record(work, "last")
+    same: Any = {"recipe_sha256": found.recipe_sha256, "manifest_sha256": found.manifest_sha256}
+    passes += [fails]
+    with pytest.raises(FailedRunsError, match="RuntimeError: out of luck"):
+        pretrain(grid(work), work, ["first", "last"])
+
+
+def test_where_files_cannot_be_locked_nothing_is_trained(
+    work: WorkFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_module.fcntl, "flock", lambda *_: None)
+    with pytest.raises(UsageError, match="two processes got the same lock") as refused:
+        pretrain(grid(work), work)
+    assert "NFS 4" in refused.value.do
+    assert not work.run("pretrain", "first", 1).root.exists()
 
 
 def test_what_a_killed_process_could_not_remove(work: WorkFolder) -> None:
