@@ -156,6 +156,36 @@ def run(
         print(f"report: {summary.page}")
 
 
+@app.command(epilog="Example: w2vrep status corrected+mini --watch")
+def status(
+    recipe: RecipeArgument,
+    work: Work = None,
+    sets: Sets = None,
+    arm: Arms = None,
+    seed: Seeds = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every few seconds.")] = False,
+) -> None:
+    """The grid from its files: states, losses, time left, who trains what. Imports no torch."""
+    import time
+
+    from reproduce.grid.status import STAGES, grid_runs, run_state, status_lines
+
+    loaded, folder = _load(recipe, sets, work, Device.auto)
+    arms = list(dict.fromkeys([*loaded.pretrain.arms, *loaded.finetune.arms]))
+    chosen = _choose("arm", arm, arms), _choose("seed", seed, loaded.seeds)
+    if not folder.root.is_dir():
+        raise UsageError("no such folder", where=str(folder.root), do="give --work DIR")
+    runs = grid_runs(loaded, folder, STAGES, *chosen)
+    while True:
+        states = [run_state(run, updates) for run, updates in runs]
+        if watch and sys.stdout.isatty():
+            print("\033[2J\033[H", end="")
+        print("\n".join(status_lines(states)), flush=True)
+        if not watch or all(state.over for state in states):
+            return
+        time.sleep(5)
+
+
 @app.command(
     epilog="Example: w2vrep report --work runs/as-run --work runs/corrected --out side-by-side"
 )

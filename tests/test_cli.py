@@ -19,7 +19,7 @@ from reproduce.errors import DivergedError, InterruptedRun
 from reproduce.recipe import shipped_recipes
 
 COMMANDS = [
-    "prepare", "pretrain", "finetune", "run", "report", "transcribe", "push",
+    "prepare", "pretrain", "finetune", "run", "status", "report", "transcribe", "push",
     "ls", "cp", "show", "check", "schema",
 ]  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]
