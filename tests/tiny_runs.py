@@ -243,8 +243,8 @@ def command_killed(arguments: Sequence[str], call: int) -> None:
 
 def command_killed_after_a_checkpoint(arguments: Sequence[str], arm: str, update: int) -> None:
     """Killed as by SIGKILL when this arm's checkpoint of an update has been written."""
-    loop: Any = reproduce.training.loop
-    save = loop.save_checkpoint
+    checkpoint: Any = reproduce.training.checkpoint
+    save = checkpoint.save_checkpoint
 
     def save_and_die(folder: Path, position: int, state: dict[str, Any]) -> Path:
         path: Path = save(folder, position, state)
@@ -252,7 +252,7 @@ def command_killed_after_a_checkpoint(arguments: Sequence[str], arm: str, update
             os.kill(os.getpid(), signal.SIGKILL)
         return path
 
-    loop.save_checkpoint = save_and_die
+    checkpoint.save_checkpoint = save_and_die
     command_keeping_checkpoints(arguments)
 
 

@@ -25,6 +25,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Duration = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(s|min|h)$")]
 
 
 def key(default: Any, description: str, source: str) -> Any:
@@ -299,7 +300,9 @@ class Stage(Section):
     masking: Masking = key(Masking(), "span masks", "w2v2")
     validation: Validation = key(Validation(), "validation", "ours")
     log_every: Count = key(10, "updates a train row", "as run")
-    checkpoint_every: Count = key(100, "updates between checkpoints", "ours")
+    checkpoint_every: Count | Duration = key(
+        "10min", "time between checkpoints (30s, 10min, 1h), or a number of updates", "ours"
+    )
 
 
 class Pretrain(Stage):
@@ -459,6 +462,14 @@ class Recipe(Section):
         where = {"download", "download_url", "archives_sha256"}
         later = {"jobs", "subset", "subset_sha256", "vocabulary"}
         return self.data.model_dump(exclude=where | later)
+
+
+def duration_seconds(text: str) -> float:
+    """Seconds of ``30s``, ``10min`` or ``1.5h``."""
+    for unit, seconds in (("min", 60.0), ("s", 1.0), ("h", 3600.0)):
+        if text.endswith(unit):
+            return float(text.removesuffix(unit)) * seconds
+    raise ValueError(f"not a duration: {text!r}")
 
 
 def settings_sha256(settings: dict[str, Any]) -> str:

@@ -54,6 +54,7 @@ def learning_rate_of(section: schema.Stage, plan: Plan) -> LearningRate:
 def loop_settings(
     section: schema.Stage, stage: Literal["pretrain", "finetune"], seed: int, plan: Plan, label: str
 ) -> LoopSettings:
+    every = section.checkpoint_every
     return LoopSettings(
         stage=stage,
         seed=seed,
@@ -64,7 +65,7 @@ def loop_settings(
         log_every=section.log_every,
         validate_every=section.validation.every,
         validate_first=getattr(section.validation, "initial", False),
-        checkpoint_every=section.checkpoint_every,
+        checkpoint_every=every if isinstance(every, int) else schema.duration_seconds(every),
         progress=label,
     )
 

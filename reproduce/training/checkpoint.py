@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
@@ -30,11 +32,12 @@ def save_checkpoint(folder: Path, update: int, state: dict[str, Any]) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     with open(temporary / STATE, "wb") as file:
-        torch.save(state, file)
+        hashed = _Hashed(file)
+        torch.save(state, cast(IO[bytes], hashed))  # of which it writes only
         file.flush()
         os.fsync(file.fileno())
     with open(temporary / DIGEST, "w", encoding="utf-8") as file:
-        json.dump({STATE: _sha256(temporary / STATE)}, file)
+        json.dump({STATE: hashed.digest.hexdigest()}, file)
         file.flush()
         os.fsync(file.fileno())
     if target.exists():  # a damaged one of the same update
@@ -45,6 +48,79 @@ def save_checkpoint(folder: Path, update: int, state: dict[str, Any]) -> Path:
         _remove(old)
     _sweep(folder)
     return target
+
+
+class _Hashed:
+    """A file to write to, hashed on the way: nothing is read again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+class CheckpointWriter:
+    """Saves checkpoints in a thread of its own, one after the other, while training goes on.
+
+    What is to be saved is copied first, so that training may change it.
+    """
+
+    def __init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None
+        self._saving: Future[None] | None = None
+
+    def save(self, update: int, states: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+        """Copy states, each with the folder of its checkpoints, and begin to write them.
+
+        Raises:
+            OSError: the checkpoints before couldn't be written.
+        """
+        copies = [(folder, copied(state)) for folder, state in states]
+        self.wait()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._saving = self._thread.submit(_save_all, update, copies)
+
+    def check(self) -> None:
+        """Raise what went wrong in the meantime."""
+        if self._saving is not None and self._saving.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all is written."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def close(self) -> None:
+        """Finish what is being written and end the thread."""
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
+        self.wait()
+
+
+def _save_all(update: int, states: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+    for folder, state in states:
+        save_checkpoint(folder, update, state)
+
+
+def copied(value: Any) -> Any:
+    """A state on the CPU that shares nothing with what is trained."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        fresh = copy.copy(value)  # with what a state_dict says of its modules
+        fresh.update({name: copied(item) for name, item in value.items()})
+        return fresh
+    if isinstance(value, list | tuple):
+        return type(value)(copied(item) for item in value)
+    return value
 
 
 def checkpoint_updates(folder: Path) -> list[int]:

@@ -28,10 +28,10 @@ from reproduce.errors import InterruptedRun
 from reproduce.position import derive_seed, generator
 from reproduce.records import METRIC_COLUMNS, Outcome, RunFolder, RunRecord, Stage, Status
 from reproduce.training.checkpoint import (
+    CheckpointWriter,
     checkpoint_updates,
     drop_later_checkpoints,
     load_checkpoint,
-    save_checkpoint,
 )
 from reproduce.training.curves import Curves
 from reproduce.training.curves import available as curves_available
@@ -172,7 +172,8 @@ class LoopSettings:
     learning_rate: LearningRate
     log_every: int
     validate_every: int | Literal["epoch"]
-    checkpoint_every: int
+    checkpoint_every: int | float
+    """Updates between checkpoints (int), or seconds (float)."""
     progress: str = ""
     validate_first: bool = False
 
@@ -241,7 +242,8 @@ class Loop:
     ) -> None:
         self.task, self.learners, self.speech, self.plan = task, list(learners), speech, plan
         self.settings, self.ranks = settings, ranks
-        self.started = time.monotonic()
+        self.started = self.saved = time.monotonic()
+        self.checkpoints = CheckpointWriter()
 
     # ------------------------------------------------------------------------------------ running
 
@@ -268,16 +270,19 @@ class Loop:
         batches = prefetch(self._look_ahead, first, last)
         if first == 1 and self.settings.validate_first:
             self._validate(0)
-        with StopRequest() as stop, bar, closing(batches):
+        with StopRequest() as stop, bar, closing(batches), closing(self.checkpoints):
             for update in range(first, last + 1):
                 number = self._update(update, next(batches), stop)
                 bar.update()
                 if not any(learner.active for learner in self.learners):
                     break
                 self._rows(update, bar)
-                if update % self.settings.checkpoint_every == 0 or update == last or number:
+                if self._checkpoint_due(update) or update == last or number:
                     self._checkpoint(update)
+                self.checkpoints.check()
                 if number and update < last:
+                    self.checkpoints.wait()
+                    self.ranks.barrier()
                     self._interrupted(update, number)
             for learner in self.learners:
                 if learner.active:
@@ -404,22 +409,36 @@ class Loop:
 
     # -------------------------------------------------------------------------- stopping, going on
 
+    def _checkpoint_due(self, update: int) -> bool:
+        """By the clock of the main rank, which alone saves; or by the number of updates."""
+        every = self.settings.checkpoint_every
+        if isinstance(every, int):
+            return update % every == 0
+        return time.monotonic() - self.saved >= every
+
     def _checkpoint(self, update: int) -> None:
-        if self.ranks.main:
-            for learner in self.learners:
-                if learner.active:
-                    state = {
-                        "update": update,
-                        "task": self.task.state(learner),
-                        "optimizer": learner.optimizer.state_dict(),
-                        "means": learner.means.state(),
-                        "last": learner.last,
-                        "metrics_size": learner.metrics.size,
-                        "audio_seconds": learner.audio_seconds,
-                        "wall_seconds": self._wall(learner),
-                    }
-                    save_checkpoint(learner.run.checkpoints, update, state)
-        self.ranks.barrier()
+        """Begin to save the state after this update; the other ranks go on at once."""
+        self.saved = time.monotonic()
+        if not self.ranks.main:
+            return
+        states = [
+            (
+                learner.run.checkpoints,
+                {
+                    "update": update,
+                    "task": self.task.state(learner),
+                    "optimizer": learner.optimizer.state_dict(),
+                    "means": learner.means.state(),
+                    "last": learner.last,
+                    "metrics_size": learner.metrics.size,
+                    "audio_seconds": learner.audio_seconds,
+                    "wall_seconds": self._wall(learner),
+                },
+            )
+            for learner in self.learners
+            if learner.active
+        ]
+        self.checkpoints.save(update, states)
 
     def _resume(self) -> int:
         """Take up the newest checkpoint that all learners have; the update it was made after."""
@@ -483,6 +502,7 @@ class Loop:
             learner.record.reason = "validation loss not finite after the last update"
         self._write_record(learner, "failed" if diverged else "finished", self.settings.updates)
         if self.ranks.main:
+            self.checkpoints.wait()
             shutil.rmtree(learner.run.checkpoints, ignore_errors=True)
         self.ranks.barrier()
 

@@ -162,7 +162,8 @@ def test_the_command_imports_no_torch(tmp_path: Path) -> None:
     )
     code = (
         "import sys\nfrom reproduce.cli import main\n"
-        f"try: main(['status', 'mini', '--work', {str(tmp_path)!r}, '--arm', 'no_icsl_2cb'])\n"
+        f"try: main(['status', 'mini', '--work', {str(tmp_path)!r}, '--arm', 'no_icsl_2cb', "
+        "'--seed', '1'])\n"
         "except SystemExit as done: assert done.code == 0\n"
         "print(*sorted({'torch', 'pandas', 'numpy'} & set(sys.modules)), file=sys.stderr)\n"
     )
@@ -191,7 +192,7 @@ def test_watching_ends_with_the_grid(
         make(run, "finished", updates=150)
 
     monkeypatch.setattr(time, "sleep", wait)
-    command = ["status", "mini", "--work", str(tmp_path), "--arm", "no_icsl_2cb"]
+    command = ["status", "mini", "--work", str(tmp_path), "--arm", "no_icsl_2cb", "--seed", "1"]
     with pytest.raises(SystemExit) as done:
         main([*command, "--watch"])
     assert done.value.code == 0

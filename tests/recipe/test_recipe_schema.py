@@ -12,12 +12,13 @@ import yaml
 from pydantic import ValidationError
 
 from reproduce.data.corpora import synthetic
+from reproduce.errors import RecipeError
 from reproduce.model import encoder
 from reproduce.model.encoder import Encoder, EncoderConfig
 from reproduce.recipe import load_recipe, schema, shipped_recipes, yaml12
 from reproduce.recipe.dump import as_yaml, json_schema
 from reproduce.recipe.messages import known_paths
-from reproduce.recipe.schema import Finetune, Recipe, Section, settings_sha256
+from reproduce.recipe.schema import Finetune, Recipe, Section, duration_seconds, settings_sha256
 from reproduce.records import RunRecord, WorkFolder
 from reproduce.stages.finetune import finetune
 from reproduce.stages.prepare import prepare
@@ -347,3 +348,17 @@ def test_compile_reaches_the_encoder(chain, wanted, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.append(f) or f)
     compile_encoder(context, Encoder(EncoderConfig(**recipe.model.model_dump())))
     assert bool(compiled) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30.0), ("10min", 600.0), ("1.5h", 5400.0), ("0.5min", 30.0)]
+)
+def test_durations(text, seconds):
+    assert load_recipe("mini", [f"pretrain.checkpoint_every={text}"])
+    assert duration_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "10 min", "min", "1d", "-5s", "0"])
+def test_what_is_no_duration(text):
+    with pytest.raises(RecipeError, match=r"pretrain\.checkpoint_every"):
+        load_recipe("mini", [f"pretrain.checkpoint_every={text}"])

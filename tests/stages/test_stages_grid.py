@@ -92,7 +92,7 @@ def test_a_diverged_run_does_not_stop_the_grid(
     assert (wild.status, wild.outcome, wild.updates) == ("failed", "diverged", 1)
     update, ids = wild.reason.split("; utterances: ")
     assert update == "loss or gradient not finite at update 2"
-    assert len(ids.split(", ")) == 8
+    assert len(ids.split(", ")) == 7  # 4 x 2, one of them the short end of a length bucket
     assert all(name.startswith("u") for name in ids.split(", "))
     assert [r["update"] for r in rows(work.run("pretrain", "wild", 1))] == ["1"]
     assert not work.run("pretrain", "wild", 1).model.exists()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from reproduce.training import checkpoint as checkpoint_module
 from reproduce.training.checkpoint import (
+    CheckpointWriter,
     checkpoint_updates,
     drop_later_checkpoints,
     load_checkpoint,
@@ -106,6 +113,73 @@ def test_whole_or_absent_wherever_saving_ends(tmp_path: Path) -> None:
         assert names(folder) == [f"update-{k}" for k in sorted(checkpoint_updates(folder))]
         assert len(names(folder)) == 2
     assert step > 8
+
+
+def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
+    """Hashed while it is written, without reading it again."""
+    big = {"weights": torch.randn(300_000), "name": "x", "nested": [{"a": torch.ones(3)}, None]}
+    path = save_checkpoint(tmp_path, 1, big)
+    digest = hashlib.sha256((path / "state.pt").read_bytes()).hexdigest()
+    assert json.loads((path / "sha256.json").read_text()) == {"state.pt": digest}
+
+
+# ------------------------------------------------------------------------- off the training thread
+
+
+def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path) -> None:
+    """Training goes on in the same tensors while a checkpoint is being written."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    moving = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": [1, "a"]}
+    expected = copy.deepcopy(moving)
+    writer, gate = CheckpointWriter(), threading.Event()
+    save = checkpoint_module.save_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+
+        def late(*about: Any) -> Path:
+            assert gate.wait(10)
+            return save(*about)
+
+        patch.setattr(checkpoint_module, "save_checkpoint", late)
+        writer.save(1, [(tmp_path, moving)])
+        optimizer.step()
+        writer.check()  # nothing to tell yet
+        assert checkpoint_updates(tmp_path) == []
+        gate.set()
+        writer.close()
+    found = load_checkpoint(tmp_path, 1)
+    assert found["rows"] == [1, "a"]
+    for name, weight in expected["model"].items():
+        assert torch.equal(found["model"][name], weight)
+        assert not torch.equal(found["model"][name], model.state_dict()[name])
+    for name, value in expected["optimizer"]["state"][0].items():
+        assert torch.equal(found["optimizer"]["state"][0][name], value)
+    assert found["model"]._metadata == expected["model"]._metadata
+    assert "checkpoints_0" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_checkpoints_come_one_after_the_other(tmp_path: Path) -> None:
+    writer = CheckpointWriter()
+    for update in (1, 2, 3):
+        writer.save(update, [(tmp_path / arm, state(update)) for arm in "ab"])
+    writer.wait()
+    for arm in "ab":
+        assert checkpoint_updates(tmp_path / arm) == [3, 2]
+    writer.close()
+
+
+def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for later in (CheckpointWriter.check, CheckpointWriter.wait, CheckpointWriter.close):
+        writer = CheckpointWriter()
+        writer.save(1, [(tmp_path / "file", state(1))])
+        while writer._saving is not None and not writer._saving.done():
+            time.sleep(0.001)
+        with pytest.raises(OSError):
+            later(writer)
+        writer.close()
 
 
 @pytest.mark.filterwarnings("default::UserWarning")

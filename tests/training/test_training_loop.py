@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,7 +115,7 @@ class Setup:
         utterances: int = 10,
         log_every: int = 3,
         validate_every: Any = 4,
-        checkpoint_every: int = 2,
+        checkpoint_every: int | float = 2,
         epoch_end: Any = "carry",
         clip: float | None = None,
     ) -> None:
@@ -338,6 +339,24 @@ def test_wall_seconds_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     walls = [float(r["wall_seconds"]) for r in rows(tmp_path)]
     assert walls == sorted(walls)
     assert so_far < record(tmp_path)["wall_seconds"] < 1000
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [(2.5, [3, 6, 7]), (1e9, [7]), (0.0, [1, 2, 3, 4, 5, 6, 7])]
+)
+def test_checkpoints_by_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, expected: list[int]
+) -> None:
+    """An update takes a second by this clock: 2.5 s are three updates. The last update always."""
+    setup, saved = Setup(tmp_path, checkpoint_every=every), list[int]()
+    monkeypatch.setattr(setup.loop, "saved", 0.0)
+    clock = SimpleNamespace(monotonic=lambda: float(setup.task.seen[-1]) if setup.task.seen else 0)
+    monkeypatch.setattr(loop_module, "time", clock)
+    save = setup.loop._checkpoint
+    monkeypatch.setattr(setup.loop, "_checkpoint", lambda k: (saved.append(k), save(k)))
+    setup.loop.run()
+    assert saved == expected
+    assert record(tmp_path)["status"] == "finished"
 
 
 def test_resuming_skips_a_damaged_checkpoint_and_forgets_it(tmp_path: Path) -> None:
