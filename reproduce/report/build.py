@@ -109,7 +109,7 @@ def build_report(
         deviations=[item for work in measured for item in deviations(work, as_run)],
     )
     write_text(out / "index.html", page.render(report))
-    data = _data(report)
+    data = _to_digits(_data(report))
     write_text(out / "summary.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
     return ReportSummary(out / "index.html", data["contradicted"], data)
 
@@ -142,6 +142,15 @@ def named_apart(works: Sequence[Work], folders: Sequence[Path]) -> list[Work]:
             for name, label in zip(names, labels)
         ]
     return [replace(work, name=name) for work, name in zip(works, names)]
+
+
+def _to_digits(value: Any) -> Any:
+    """Numbers to 12 significant digits: what is finer is the rounding of sums."""
+    if isinstance(value, dict):
+        return {key: _to_digits(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_to_digits(item) for item in value]
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def _data(report: page.Report) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from reproduce.report.statistics import FEWEST_SEEDS
 
 OUTCOMES = {"at_chance": "at chance", "all_blank": "all blank", "collapsed": "collapsed"}
 KNOWS_NOTHING: dict[Stage, str] = {
-    "pretrain": "at or above chance",
+    "pretrain": "at chance or worse",
     "finetune": "all blank or with a word error rate of 1 or more",
 }
 
@@ -60,7 +60,7 @@ def _told(work: Work, stage: Stage, arm: str, of_run: Callable[[Run], Sequence[s
 
 
 def knows_nothing(run: Run) -> bool:
-    """Whether a finished run is no better than guessing: at or above chance, or all words wrong."""
+    """Whether a finished run is no better than guessing: at chance or worse, or all words wrong."""
     if run.folder.stage == "pretrain":
         return (skill := final_skill(run)) is not None and skill <= AT_CHANCE_MARGIN
     return run.outcome == "all_blank" or _misses_all(run)
@@ -131,7 +131,7 @@ def run_caveats(run: Run) -> list[str]:
         if run.outcome in OUTCOMES:
             found.append(OUTCOMES[run.outcome])
         if run.folder.stage == "pretrain" and above_chance(run):
-            found.append("above chance")
+            found.append("worse than chance")
         if run.folder.stage == "finetune" and run.outcome != "all_blank" and _misses_all(run):
             found.append("WER 1 or more")
     if run.problem:

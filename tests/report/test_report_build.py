@@ -239,13 +239,13 @@ def test_worse_than_chance_and_recognizing_nothing_are_caveats(
                       columns={"wer": wer})  # fmt: skip
     summary = build_report([tmp_path], tmp_path / "report")
     rows = table(tmp_path / "report" / "table_pretrain.csv")
-    assert {row["caveat"] for row in rows} == {"above chance"}
+    assert {row["caveat"] for row in rows} == {"worse than chance"}
     fine = {r["arm"]: r["caveat"] for r in table(tmp_path / "report" / "table_finetune.csv")}
     assert (fine["rvq_1"], fine["rvq_2"]) == ("2 of 3 WER 1 or more", "WER 1 or more")
     claims = {row["claim"]: row for row in table(tmp_path / "report" / "claims.csv")}
     assert claims["C3"]["verdict"] == "not testable"
     assert claims["C3"]["caveat"].endswith(
-        "icsl_16cb 0 of 3; 3 needed; all 12 runs end at or above chance"
+        "icsl_16cb 0 of 3; 3 needed; all 12 runs end at chance or worse"
     )
     assert "14 of 15 runs end all blank or with a word error" in claims["C4"]["caveat"]
     assert tuple(claims["C3"]) == CLAIMS_TABLE
@@ -254,7 +254,7 @@ def test_worse_than_chance_and_recognizing_nothing_are_caveats(
         r"not testable</span>\s*<br><span class=\"needed\">seeds that know anything: icsl_2cb 0"
     )
     assert re.search(beside, page)
-    assert "24 of 24 runs finished, 24 above chance" in page
+    assert "24 of 24 runs finished, 24 worse than chance" in page
     size = next(h["text"] for h in summary.data["headlines"] if h["topic"] == "size")
     assert size.startswith("Far too small to test the study: pretraining made 100 updates where")
     assert "the model has 2 layers of width 64, not 12 of 768" in size
