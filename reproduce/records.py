@@ -113,7 +113,13 @@ class WorkFolder:
         return self.data / "manifest.csv"
 
     @property
+    def columns(self) -> Path:
+        """The manifest once more, as columns to be mapped into memory."""
+        return self.data / "manifest.arrow"
+
+    @property
     def audio(self) -> Path:
+        """Packed audio; above 4 GiB it lies in ``audio-0000.pcm``, ... instead."""
         return self.data / "audio.pcm"
 
     @property

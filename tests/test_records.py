@@ -47,11 +47,12 @@ def test_layout(tmp_path):
     }
     assert {
         name: str(getattr(work, name).relative_to(tmp_path))
-        for name in ("recipe", "data", "manifest", "audio", "summary", "report")
+        for name in ("recipe", "data", "manifest", "columns", "audio", "summary", "report")
     } == {
         "recipe": "recipe.yaml",
         "data": "data",
         "manifest": "data/manifest.csv",
+        "columns": "data/manifest.arrow",
         "audio": "data/audio.pcm",
         "summary": "data/summary.json",
         "report": "report",

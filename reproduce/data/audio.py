@@ -6,18 +6,21 @@ that ends up in ``rejected`` of ``summary.json``.
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import io
 import math
 import os
 import re
+import resource
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,8 @@ from reproduce.errors import DataError
 SAMPLE_RATE = 16_000
 """Hz, of everything packed."""
 BYTES_PER_SAMPLE = 2
+SHARD_SAMPLES = 2**31
+"""Packed audio beyond it (4 GiB, 37 hours) lies in several files of this length."""
 MIN_RATE, MAX_RATE = 4_000, 384_000
 MAX_VALUES = 2**28
 """Samples x channels of one file (1 GiB as float32): 46 minutes of 48 kHz stereo."""
@@ -292,86 +297,138 @@ def normalize(samples: Float32) -> Float32:
     return normalized
 
 
-class PackedAudio:
-    """Random access to ``audio.pcm`` (mono int16, 16 kHz).
+def shard_name(number: int) -> str:
+    """File of a shard under ``data/``, where there are several."""
+    return f"audio-{number:04}.pcm"
 
-    The file is opened once, so that what another process puts in its place isn't read. A copy in
-    another process (pickled) opens it again, and refuses another file.
+
+class PackedAudio:
+    """Random access to packed audio (mono int16, 16 kHz) in one file or in shards.
+
+    Offsets go on over the shards, and a slice may lie across a border. The files are opened once,
+    so that what another process puts in their place isn't read. A copy in another process (pickled)
+    opens them again, and refuses other files.
 
     Slices are read, not mapped: random access through a memory map faults page by page once the
     file is large (ten times slower at 100 h than at 1 h), and its pages count as the process's own.
+
+    Args:
+        paths: of the shards, in order.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._opened: int | None = None
-        self._known: tuple[int, int] | None = None
+    def __init__(self, *paths: Path) -> None:
+        self.paths = paths
+        self._opened: list[int] = []
+        self._ends: list[int] = []
+        self._known: list[tuple[int, int]] | None = None
         with suppress(DataError):  # told when it is asked for samples
-            self._file()
+            self.files()
 
     def __len__(self) -> int:
-        """Samples in the file."""
-        return os.fstat(self._file()).st_size // BYTES_PER_SAMPLE
-
-    @property
-    def modified(self) -> int:
-        """When the file was last written, in ns."""
-        return os.fstat(self._file()).st_mtime_ns
-
-    def sha256(self) -> str:
-        """Hash of the whole file."""
-        digest, place = hashlib.sha256(), 0
-        while block := os.pread(self._file(), 1 << 20, place):
-            digest.update(block)
-            place += len(block)
-        return digest.hexdigest()
+        """Samples in all files."""
+        self.files()
+        return self._ends[-1] if self._ends else 0
 
     def slice(self, offset: int, samples: int) -> Int16:
         """int16 [samples] from `offset` on.
 
         Raises:
-            DataError: the file is missing, is another one than before, or ends before the slice.
+            DataError: a file is missing, is another one than before, or ends before the slice.
         """
-        file, size = self._file(), len(self)
+        size = len(self)
         if not 0 <= offset <= offset + samples <= size:
             raise DataError(
                 f"samples {offset} to {offset + samples} asked for, the file has {size}",
-                where=str(self.path),
+                where=str(self.paths[-1]),
                 do="it doesn't belong to this manifest: prepare it again with `w2vrep prepare`",
             )
         pcm = np.empty(samples, "<i2")
+        done = 0
+        shard = bisect_right(self._ends, offset)
+        while done < samples:
+            here = min(samples - done, self._ends[shard] - offset)
+            start = self._ends[shard - 1] if shard else 0
+            self._read(shard, offset - start, pcm[done : done + here])
+            done, offset, shard = done + here, offset + here, shard + 1
+        return pcm
+
+    def _read(self, shard: int, offset: int, pcm: Int16) -> None:
+        """Fill `pcm` from `offset` of a shard on."""
         rest, place = pcm.view(np.uint8).data, offset * BYTES_PER_SAMPLE
         while rest:
             try:
-                read = os.preadv(file, [rest], place)
+                read = os.preadv(self._opened[shard], [rest], place)
             except OSError as error:
-                raise self._unreadable(error.strerror) from None
+                raise _unreadable(self.paths[shard], error.strerror) from None
             if not read:
-                raise self._unreadable("it became shorter")
+                raise _unreadable(self.paths[shard], "it became shorter")
             rest, place = rest[read:], place + read
-        return pcm
 
-    def _file(self) -> int:
-        """The descriptor, which reading by position shares between threads and forks."""
-        if self._opened is None:
-            try:
-                opened = os.open(self.path, os.O_RDONLY)
-            except OSError as error:
-                raise self._unreadable(error.strerror) from None
-            weakref.finalize(self, os.close, opened)
-            status = os.fstat(opened)
-            found = (status.st_ino, status.st_size)
-            if self._known not in (None, found):
-                raise self._unreadable("it was replaced while it was in use")
-            self._opened, self._known = opened, found
+    def files(self) -> list[int]:
+        """The descriptors, which reading by position shares between threads and forks.
+
+        Raises:
+            DataError: a file can't be opened, or is another one than before.
+        """
+        if not self._opened:
+            opened = _open_all(self.paths)
+            weakref.finalize(self, _close_all, opened)
+            found = [(s.st_ino, s.st_size) for s in map(os.fstat, opened)]
+            for path, before, now in zip(self.paths, self._known or found, found, strict=True):
+                if before != now:
+                    raise _unreadable(path, "it was replaced while it was in use")
+            self._known = found
+            self._ends = list(accumulate(size // BYTES_PER_SAMPLE for _, size in found))
+            self._opened = opened
         return self._opened
 
-    def _unreadable(self, reason: str | None) -> DataError:
-        return DataError(
-            f"packed audio can't be read: {reason}",
-            where=str(self.path),
-            do="prepare it again with `w2vrep prepare`",
-        )
+    def by_name(self) -> dict[str, int]:
+        """File name -> descriptor."""
+        return {path.name: file for path, file in zip(self.paths, self.files(), strict=True)}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
+        return {**self.__dict__, "_opened": []}
+
+
+def _open_all(paths: Sequence[Path]) -> list[int]:
+    """Open files for reading; all or none."""
+    allow_open_files(len(paths))
+    opened: list[int] = []
+    try:
+        for path in paths:
+            opened.append(os.open(path, os.O_RDONLY))
+    except OSError as error:
+        _close_all(opened)
+        if error.errno == errno.EMFILE:
+            raise DataError(
+                f"{len(paths)} files of packed audio are more than this process may open",
+                where=str(path.parent),
+                do="raise the hard limit of open files (`ulimit -Hn`)",
+            ) from None
+        raise _unreadable(path, error.strerror) from None
+    return opened
+
+
+def _close_all(opened: list[int]) -> None:
+    for file in opened:
+        os.close(file)
+
+
+def allow_open_files(count: int) -> None:
+    """See to it that this process may have so many more files open, as far as the system lets it.
+
+    A shell allows 1024 of its own accord; 60000 h of audio are 1600 shards.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(os.listdir("/dev/fd")) + count + 256
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
+def _unreadable(path: Path, reason: str | None) -> DataError:
+    return DataError(
+        f"packed audio can't be read: {reason}",
+        where=str(path),
+        do="prepare it again with `w2vrep prepare`",
+    )

@@ -6,6 +6,7 @@ Shapes: B utterances of a micro-batch, T samples of the longest.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,9 @@ from reproduce.position import generator
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    import pandas as pd
+    from numpy.typing import NDArray
+
+    from reproduce.data.columns import Rows
 
 
 T = TypeVar("T")
@@ -144,7 +147,7 @@ class Buckets:
     NOISE = 0.01
 
     def __init__(self, lengths: np.ndarray, size: int, samples: int | None = None) -> None:
-        self.lengths = np.asarray(lengths, np.int64)
+        self.lengths = np.asarray(lengths)
         utterances = len(self.lengths)
         if samples is None:
             starts = np.arange(0, utterances, size)
@@ -180,7 +183,7 @@ class Buckets:
         return np.argsort(self.lengths * noise, kind="stable"), rng.permutation(len(self))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, utterances: int) -> np.ndarray:
     return generator(seed, "shuffle", epoch).permutation(utterances)
 
@@ -215,8 +218,15 @@ class Batch:
         return replace(self, waveform=self.waveform.pin_memory(), features=features)
 
 
+_ENDLESS = 2**31 - 1
+"""samples: longer than what one file may hold."""
+
+
 class Speech:
     """A selection of a manifest, ready to be cut into batches.
+
+    Of each utterance it holds a few bytes; ids, texts and offsets are looked up in the manifest,
+    whose memory all processes share.
 
     Args:
         rows: manifest rows (``id``, ``samples``, ``offset``, ``text``).
@@ -225,6 +235,8 @@ class Speech:
         crop: where a crop lies: at the ``start``, or at ``random`` by position.
 
     Attributes:
+        samples: of each utterance, before cropping, int32 [N].
+        ids, texts: sequences of N, made when they are asked for.
         features: if set, batches are cut from them and no audio is read.
         normalized: whether each utterance has zero mean and unit variance, or is as recorded.
 
@@ -237,38 +249,41 @@ class Speech:
 
     def __init__(
         self,
-        rows: pd.DataFrame,
+        rows: Rows,
         audio: PackedAudio,
         *,
         crop_seconds: float | None = None,
         crop: Literal["start", "random"] = "start",
         what: str = "utterance",
     ) -> None:
-        if rows.empty:
+        if not len(rows):
             raise DataError(
                 f"no {what} is left",
                 where="manifest.csv",
                 do="check data.subset, min_seconds and max_seconds against data/summary.json",
             )
-        self.audio, self.crop = audio, crop
-        self.ids = [str(value) for value in rows["id"]]
-        self.texts = ["" if value != value else str(value) for value in rows["text"]]
-        self.offsets = rows["offset"].to_numpy(np.int64)
-        self.samples = rows["samples"].to_numpy(np.int64)
-        longest = round(crop_seconds * SAMPLE_RATE) if crop_seconds else None
-        self.cropped = self.samples if longest is None else np.minimum(self.samples, longest)
+        self.rows, self.audio, self.crop = rows, audio, crop
+        self.ids, self.texts = rows.strings("id"), rows.strings("text")
+        self.samples: NDArray[np.int32] = rows.array("samples", np.int32)
+        longest = round(crop_seconds * SAMPLE_RATE) if crop_seconds else _ENDLESS
+        self.longest = min(longest, _ENDLESS)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.samples)
+
+    @property
+    def cropped(self) -> NDArray[np.int32]:
+        """Samples of each utterance after cropping, [N]."""
+        return np.minimum(self.samples, self.longest, dtype=np.int32)
 
     @property
     def seconds(self) -> float:
         """Seconds of audio after cropping, all utterances once."""
-        return float(self.cropped.sum()) / SAMPLE_RATE
+        return float(self.cropped.sum(dtype=np.int64)) / SAMPLE_RATE
 
     def lengths(self, positions: Sequence[int]) -> list[int]:
         """Samples of these utterances after cropping; no audio is read."""
-        return [int(self.cropped[i]) for i in positions]
+        return [min(int(self.samples[i]), self.longest) for i in positions]
 
     def collate(self, positions: Sequence[int], rng: np.random.Generator | None = None) -> Batch:
         """Cut, crop, normalize if wanted, and pad. ``rng`` places random crops; without: at 0."""
@@ -291,20 +306,32 @@ class Speech:
             shift = 0
             if rng is not None and self.crop == "random":
                 shift = int(rng.integers(spare + 1))
-            pcm = self.audio.slice(int(self.offsets[i]) + shift, length)
+            pcm = self.audio.slice(self.rows.at("offset", i) + shift, length)
             samples = to_float(pcm)
             waveform[row, :length] = normalize(samples) if self.normalized else samples
         return torch.from_numpy(waveform)
 
 
-def prefetch(make: Callable[[int], T], first: int, last: int) -> Generator[T, None, None]:
-    """``make(first) .. make(last)``, each made in a thread while the one before it is used."""
+def prefetch(
+    make: Callable[[int], T], first: int, last: int, *, ahead: int = 1, readers: int = 1
+) -> Generator[T, None, None]:
+    """``make(first) .. make(last)``, in order, made in threads while earlier ones are used.
+
+    Args:
+        make: a function of its position; with several readers called by several threads at once.
+        first, last: positions.
+        ahead: how many are made, or being made, before they are asked for.
+        readers: threads.
+    """
     if first > last:
         return
-    with ThreadPoolExecutor(1) as pool:
-        ahead: Future[T] = pool.submit(make, first)
-        for position in range(first + 1, last + 2):
-            made = ahead.result()
+    pool = ThreadPoolExecutor(min(readers, ahead))
+    try:
+        waiting: deque[Future[T]] = deque()
+        for position in range(first, last + ahead + 1):
             if position <= last:
-                ahead = pool.submit(make, position)
-            yield made
+                waiting.append(pool.submit(make, position))
+            if position >= first + ahead:
+                yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

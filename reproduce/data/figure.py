@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import unicodedata
-from array import array
 from collections import Counter
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reproduce.data.corpora import SPLITS
-from reproduce.errors import DataError
+from reproduce.data.manifest import Manifest
 
 FIGURE = "corpus.png"
 CHARACTERS = 40
@@ -36,8 +36,8 @@ def draw_corpus(folder: Path) -> Path:
 
     from reproduce.report.style import BLUE, GREEN, STYLE, VERMILLION
 
-    seconds, characters = _count(folder / "manifest.csv")
-    longest = max(max(values) for values in seconds.values())
+    seconds, characters = _count(folder)
+    longest = max(values.max() for values in seconds.values())
     # As many bins of a round width as fit: the same for all splits.
     width = next((w for w in (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60) if longest / w <= 60), 300)
     edges = np.arange(0, longest + width, width)
@@ -119,16 +119,13 @@ def _shows(font: str, character: str) -> bool:
         return False
 
 
-def _count(manifest: Path) -> tuple[dict[str, array[float]], Counter[str]]:
+def _count(folder: Path) -> tuple[dict[str, NDArray[np.float64]], Counter[str]]:
     """Seconds by split, and characters of the training transcripts."""
-    seconds: dict[str, array[float]] = {}
+    manifest = Manifest.read(folder, verify=False)
+    rows = {split: manifest.select(split=split) for split in SPLITS}
+    seconds = {split: own.array("seconds") for split, own in rows.items() if len(own)}
     characters: Counter[str] = Counter()
-    try:
-        with open(manifest, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                seconds.setdefault(row["split"], array("d")).append(float(row["seconds"]))
-                if row["split"] == "train":
-                    characters.update(row["text"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"can't be read: {error}", where=str(manifest)) from None
+    texts = iter(rows["train"].strings("text"))
+    while some := list(islice(texts, 10_000)):
+        characters.update("".join(some))
     return seconds, characters

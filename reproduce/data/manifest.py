@@ -8,34 +8,28 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import hashlib
 import os
 import shutil
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from reproduce.data.audio import BYTES_PER_SAMPLE, SAMPLE_RATE, PackedAudio
+import numpy as np
+
+from reproduce.data.audio import BYTES_PER_SAMPLE, SAMPLE_RATE, SHARD_SAMPLES, PackedAudio
+from reproduce.data.columns import ColumnsFile, Rows, map_columns, read_csv
 from reproduce.data.corpora import SPLITS, Item, Rejected
 from reproduce.data.disk import writing
 from reproduce.data.packing import Entry, Journal, listing_sha256, pack_into
-from reproduce.data.subsets import (
-    STUDY_SEED,
-    SubsetLists,
-    list_name,
-    nested_subsets,
-    subsets_within,
-)
+from reproduce.data.subsets import STUDY_SEED, SubsetLists, list_name, nested_subsets
 from reproduce.data.summary import Summary, Tally
+from reproduce.data.verified import read_through, remember, sha256_of
 from reproduce.errors import DataError
 from reproduce.records import MANIFEST_COLUMNS, SUBSETS, WorkFolder
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def write_manifest(
@@ -48,14 +42,15 @@ def write_manifest(
     jobs: int = 0,
     progress: bool = False,
     check_room: Callable[[], None] = lambda: None,
+    shard_samples: int = SHARD_SAMPLES,
 ) -> Summary:
-    """Write ``manifest.csv``, ``audio.pcm``, the lists of the subsets and ``summary.json``, whole
-    or not at all.
+    """Write the manifest (``manifest.csv`` and, as columns, ``manifest.arrow``), the packed audio,
+    the lists of the subsets and ``summary.json``, whole or not at all.
 
     Does nothing where they are there already, made from the same listing (same ids, texts, paths,
     file sizes and times) with the same subset seed; makes them anew where anything differs
-    (`Summary.outcome` tells). Interrupted and called again, it goes on where it was. One process
-    at a time: others wait.
+    (`Summary.outcome` tells). What a version without ``manifest.arrow`` prepared gets one.
+    Interrupted and called again, it goes on where it was. One process at a time: others wait.
 
     Args:
         utterances: in corpus order; iterated more than once, so give what `read_corpus` returns
@@ -67,6 +62,8 @@ def write_manifest(
         jobs: decoding processes; 0 takes one a core.
         progress: show a progress bar, if somebody looks on.
         check_room: called before anything is decoded, if there is something to do.
+        shard_samples: more audio than this lies in several files of this length,
+            ``audio-0000.pcm`` and on; else in ``audio.pcm``.
 
     Raises:
         DataError: the corpus can't be listed or holds no good utterance, or the disk is full.
@@ -78,7 +75,7 @@ def write_manifest(
             return summary
         check_room()
         partial = WorkFolder(folder / ".partial")
-        journal = Journal(partial.data, listing)
+        journal = Journal(partial.data, listing, shard_samples)
         try:
             pack_into(journal, items, total=total, jobs=jobs or _cores(), progress=progress)
         finally:
@@ -86,22 +83,39 @@ def write_manifest(
         if not journal.samples:
             raise _nothing_good(journal, corpus)
         tally, subsets = _write_rows(journal, partial.data, corpus, subset_seed)
+        shards = journal.shards
+        if len(shards) == 1:
+            shards = [shards[0].rename(partial.audio)]
+        made = [partial.manifest, partial.columns, *shards]
+        with _opened(made) as files:
+            hashes = read_through(folder, files)
         before = (folder / "summary.json").exists()
         summary = tally.summary(
             corpus=corpus,
             options=options or {},
             subset_seed=subset_seed,
             listing_sha256=listing,
-            manifest_sha256=_sha256(partial.manifest),
-            audio_sha256=PackedAudio(partial.audio).sha256(),
+            manifest_sha256=hashes["manifest.csv"],
+            columns_sha256=hashes["manifest.arrow"],
+            audio=[
+                {
+                    "file": path.name,
+                    "samples": path.stat().st_size // BYTES_PER_SAMPLE,
+                    "sha256": hashes[path.name],
+                }
+                for path in shards
+            ],
             samples=journal.samples,
             subsets=subsets,
         )
         (folder / "summary.json").unlink(missing_ok=True)
-        for name in ("audio.pcm", "manifest.csv", *map(list_name, SUBSETS)):
-            os.replace(partial.data / name, folder / name)
+        for path in (*made, *(partial.data / list_name(name) for name in SUBSETS)):
+            os.replace(path, folder / path.name)
+        for path in folder.glob("audio*.pcm"):
+            if path.name not in hashes:  # of what was there before
+                path.unlink()
         summary.write(folder / "summary.json")
-        _stamp(folder)
+        _remember(folder, summary, _hashes(summary))
         shutil.rmtree(partial.root)
         return replace(summary, outcome="made anew" if before else "made")
 
@@ -114,17 +128,18 @@ def kept_without_corpus(
 
     Options that are None now aren't compared: they say where the corpus lies.
     """
-    audio = PackedAudio(folder / "audio.pcm")
     try:
-        summary = Summary.read(folder / "summary.json")
-        _verify(folder, summary, audio)
+        summary = Manifest.read(folder).summary
     except DataError:
         return None
     wanted = {name: value for name, value in options.items() if value is not None}
     stored = {name: summary.options.get(name) for name in wanted}
     if stored != wanted or summary.subset_seed != subset_seed:
         return None
-    return summary if summary.audio_sha256 == audio.sha256() else None
+    if not summary.columns_sha256:
+        with _locked(folder):
+            return _add_columns(folder, summary)
+    return summary
 
 
 @contextmanager
@@ -143,67 +158,87 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _already_there(folder: Path, listing: str, subset_seed: int) -> Summary | None:
     """The summary of what is prepared, if it is whole and was made from this listing."""
     try:
         summary = Summary.read(folder / "summary.json")
-        if (summary.listing_sha256, summary.subset_seed) == (listing, subset_seed):
-            audio = PackedAudio(folder / "audio.pcm")
-            _verify(folder, summary, audio)
-            if not _stamped(folder, audio):
-                _stamp(folder)
-            return summary
+        if (summary.listing_sha256, summary.subset_seed) != (listing, subset_seed):
+            return None
+        Manifest.read(folder)
     except DataError:
-        pass
-    return None
+        return None
+    return summary if summary.columns_sha256 else _add_columns(folder, summary)
 
 
-def _stamp(folder: Path) -> None:
-    """Give the audio and the summary the same time: while it stands, neither was written since.
+def _add_columns(folder: Path, summary: Summary) -> Summary:
+    """Give what an earlier version prepared its ``manifest.arrow``; nothing else changes."""
+    partial = WorkFolder(folder / ".partial")
+    partial.data.mkdir(parents=True, exist_ok=True)
+    with ColumnsFile(partial.columns) as columns:
+        columns.add_all(read_csv(folder / "manifest.csv"))
+    with _opened([partial.columns]) as files:
+        summary = replace(summary, columns_sha256=read_through(folder, files)["manifest.arrow"])
+    os.replace(partial.columns, folder / "manifest.arrow")
+    summary.write(folder / "summary.json")
+    _remember(folder, summary, ["manifest.arrow"])
+    shutil.rmtree(partial.root)
+    return summary
 
-    Whole seconds, and past ones: no later write has that time by chance.
+
+def _hashes(summary: Summary) -> dict[str, str]:
+    """The files of ``data/`` that a summary speaks of, and their hashes."""
+    hashes = {"manifest.csv": summary.manifest_sha256}
+    if summary.columns_sha256:
+        hashes["manifest.arrow"] = summary.columns_sha256
+    hashes |= {list_name(name): subset["sha256"] for name, subset in summary.subsets.items()}
+    return hashes | {shard["file"]: shard["sha256"] for shard in summary.audio}
+
+
+@contextmanager
+def _opened(paths: Iterable[Path]) -> Iterator[dict[str, int]]:
+    """Name -> descriptor, for reading."""
+    with ExitStack() as stack:
+        yield {path.name: stack.enter_context(open(path, "rb")).fileno() for path in paths}
+
+
+def _remember(folder: Path, summary: Summary, written: Iterable[str]) -> None:
+    """Note that all is whole: what was verified, and what was just written.
+
+    The latter is given a time in whole seconds and past: no later write has that by chance.
     """
     time_ns = (time.time_ns() // 10**9 - 2) * 10**9
-    for name in ("audio.pcm", "summary.json"):
+    hashes = _hashes(summary)
+    for name in written:
         os.utime(folder / name, ns=(time_ns, time_ns))
+    shards = PackedAudio(*(folder / shard["file"] for shard in summary.audio))
+    names = hashes.keys() - {path.name for path in shards.paths}
+    with _opened(folder / name for name in names) as files:
+        remember(folder, files | shards.by_name(), hashes)
 
 
-def _stamped(folder: Path, audio: PackedAudio) -> bool:
-    return audio.modified == (folder / "summary.json").stat().st_mtime_ns
-
-
-def _verify(folder: Path, summary: Summary, audio: PackedAudio) -> None:
-    """Check that manifest, lists and audio are those of the summary.
-
-    The audio's bytes are read only where its time isn't the one it was given (`_stamp`): it was
-    written, copied or exchanged.
+def _verify(folder: Path, summary: Summary, files: Mapping[str, int]) -> None:
+    """Check that the open files are those of the summary.
 
     Raises:
-        DataError: one is missing or isn't.
+        DataError: one isn't.
     """
-    do = f"run `w2vrep prepare RECIPE --work {folder.parent}` to make it anew"
-    hashes = {"manifest.csv": summary.manifest_sha256}
-    hashes |= {list_name(name): subset["sha256"] for name, subset in summary.subsets.items()}
-    for path in (folder / "manifest.csv", audio.path, *(folder / name for name in hashes)):
-        if not path.is_file():
-            raise DataError("missing", where=str(path), do=do)
-    for name, sha256 in hashes.items():
-        if _sha256(folder / name) != sha256:
+    do = _anew(folder)
+    for shard in summary.audio:
+        size, needed = os.fstat(files[shard["file"]]).st_size, shard["samples"] * BYTES_PER_SAMPLE
+        if size != needed:
+            raise DataError(
+                f"{size} bytes, the manifest needs {needed}",
+                where=str(folder / shard["file"]),
+                do=do,
+            )
+    found = sha256_of(folder, files)
+    for name, sha256 in _hashes(summary).items():
+        if found[name] != sha256:
             raise DataError("changed since it was prepared", where=str(folder / name), do=do)
-    if len(audio) != summary.samples:
-        raise DataError(
-            f"{audio.path.stat().st_size} bytes, the manifest needs "
-            f"{summary.samples * BYTES_PER_SAMPLE}",
-            where=str(audio.path),
-            do=do,
-        )
-    if not _stamped(folder, audio) and audio.sha256() != summary.audio_sha256:
-        raise DataError("changed since it was prepared", where=str(audio.path), do=do)
+
+
+def _anew(folder: Path) -> str:
+    return f"run `w2vrep prepare RECIPE --work {folder.parent}` to make it anew"
 
 
 def _nothing_good(journal: Journal, corpus: str) -> DataError:
@@ -220,7 +255,7 @@ def _nothing_good(journal: Journal, corpus: str) -> DataError:
 def _write_rows(
     journal: Journal, folder: Path, corpus: str, subset_seed: int
 ) -> tuple[Tally, dict[str, dict[str, Any]]]:
-    """Write ``manifest.csv`` and the lists of the subsets from the journal."""
+    """Write the manifest and the lists of the subsets from the journal."""
     train = array("d")
     for entry in journal:
         if isinstance(entry, Entry) and entry.split == "train":
@@ -229,6 +264,7 @@ def _write_rows(
     tally = Tally()
     with (
         open(folder / "manifest.csv", "w", encoding="utf-8", newline="") as file,
+        ColumnsFile(folder / "manifest.arrow") as columns,
         SubsetLists(folder) as lists,
     ):
         writer = csv.writer(file, lineterminator="\n")
@@ -242,13 +278,12 @@ def _write_rows(
                 subset = next(labels)
                 lists.add(subset, entry.id, entry.sha256, entry.text, entry.samples)
             tally.add(entry)
-            writer.writerow(
-                (
-                    entry.id, corpus, entry.split, subset, entry.speaker,
-                    entry.samples / SAMPLE_RATE, entry.samples, entry.offset, entry.text,
-                    entry.source, entry.sha256,
-                )
+            row = (
+                entry.id, corpus, entry.split, subset, entry.speaker, entry.samples / SAMPLE_RATE,
+                entry.samples, entry.offset, entry.text, entry.source, entry.sha256,
             )  # fmt: skip
+            writer.writerow(row)
+            columns.add(row)
         file.flush()
         os.fsync(file.fileno())
     return tally, lists.summary()
@@ -258,19 +293,23 @@ class Manifest:
     """A prepared corpus.
 
     Attributes:
-        rows: a DataFrame with the manifest's columns, in corpus order.
+        rows: all rows, in corpus order: columns that are read from the file when they are used.
         audio: the packed samples that ``offset`` and ``samples`` of a row point into.
         summary: ``summary.json``.
         sha256: hash of ``manifest.csv``, the ``manifest_sha256`` of runs made from it.
     """
 
-    def __init__(self, rows: pd.DataFrame, audio: PackedAudio, summary: Summary) -> None:
+    def __init__(self, rows: Rows, audio: PackedAudio, summary: Summary) -> None:
         self.rows, self.audio, self.summary = rows, audio, summary
         self.sha256 = summary.manifest_sha256
 
     @classmethod
     def read(cls, folder: Path, verify: bool = True) -> Manifest:
-        """Read `WorkFolder.data`.
+        """Open `WorkFolder.data`.
+
+        Whole files are read only where it isn't remembered that they are as they were written
+        (`reproduce.data.verified`). Of what a version without ``manifest.arrow`` prepared, the rows
+        are read into memory.
 
         Args:
             folder: where `write_manifest` wrote.
@@ -279,27 +318,27 @@ class Manifest:
         Raises:
             DataError: nothing is prepared there, or it was changed since.
         """
-        import pandas as pd
-
-        audio = PackedAudio(folder / "audio.pcm")  # opened first: it is what is verified
         summary = Summary.read(folder / "summary.json")
-        if verify:
-            _verify(folder, summary, audio)
-        try:
-            rows = pd.read_csv(
-                folder / "manifest.csv",
-                dtype=str,
-                keep_default_na=False,  # a speaker or a transcript may be called "NA"
-                encoding="utf-8",
-                usecols=list(MANIFEST_COLUMNS),
-            )
-            rows = rows.astype({"seconds": "float64", "samples": "int64", "offset": "int64"})
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"can't be read: {error}",
-                where=str(folder / "manifest.csv"),
-                do=f"run `w2vrep prepare RECIPE --work {folder.parent}` to make it anew",
-            ) from None
+        # What is opened is what is verified, and read ever after.
+        audio = PackedAudio(*(folder / shard["file"] for shard in summary.audio))
+        names = _hashes(summary) if verify else {}
+        rows_in = "manifest.arrow" if summary.columns_sha256 else "manifest.csv"
+        for path in (folder / name for name in [*names, rows_in]):
+            if not path.is_file():
+                raise DataError("missing", where=str(path), do=_anew(folder))
+        others = {*names, rows_in} - {path.name for path in audio.paths}
+        with _opened(folder / name for name in others) as files:
+            if verify:
+                _verify(folder, summary, files | audio.by_name())
+            try:
+                if summary.columns_sha256:
+                    rows = map_columns(files[rows_in])
+                else:
+                    rows = read_csv(folder / rows_in)
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"can't be read: {error}", where=str(folder / rows_in), do=_anew(folder)
+                ) from None
         return cls(rows, audio, summary)
 
     def select(
@@ -309,7 +348,7 @@ class Manifest:
         subset: str = "all",
         min_seconds: float | None = None,
         max_seconds: float | None = None,
-    ) -> pd.DataFrame:
+    ) -> Rows:
         """Rows of one split, in corpus order.
 
         Args:
@@ -321,14 +360,12 @@ class Manifest:
         Raises:
             ValueError: no such split or subset.
         """
-        if split not in SPLITS:
-            raise ValueError(f"no split {split!r}: {', '.join(SPLITS)}")
-        within = subsets_within(subset)
-        keep = self.rows["split"] == split
+        keep = self.rows.array("split") == SPLITS.index(split)
+        within = SUBSETS.index(subset)
         if split == "train":
-            keep &= self.rows["subset"].isin(within)
+            keep &= self.rows.array("subset") <= within
         if min_seconds is not None:
-            keep &= self.rows["seconds"] > min_seconds
+            keep &= self.rows.array("seconds") > min_seconds
         if max_seconds is not None:
-            keep &= self.rows["seconds"] <= max_seconds
-        return self.rows[keep]
+            keep &= self.rows.array("seconds") <= max_seconds
+        return self.rows.take(np.flatnonzero(keep))

@@ -1,6 +1,6 @@
 """Decode a corpus over processes and pack it: in order, in constant memory, resumable.
 
-The folder being made holds ``audio.pcm`` and a journal: one JSON line an item, written after its
+The folder being made holds shards of audio and a journal: one JSON line an item, written after its
 audio. Started again on the same listing, packing drops a half-written tail and goes on behind it.
 """
 
@@ -27,7 +27,16 @@ from typing import IO
 import numpy as np
 from tqdm import tqdm
 
-from reproduce.data.audio import BYTES_PER_SAMPLE, SAMPLE_RATE, AudioError, Packed, pack
+from reproduce.data.audio import (
+    BYTES_PER_SAMPLE,
+    SAMPLE_RATE,
+    SHARD_SAMPLES,
+    AudioError,
+    Int16,
+    Packed,
+    pack,
+    shard_name,
+)
 from reproduce.data.corpora import SPLITS, AudioSource, Item, Rejected, Utterance
 from reproduce.errors import DataError
 
@@ -104,25 +113,28 @@ def _rejected(item: Rejected) -> Rejected:
 
 
 class Journal:
-    """``audio.pcm`` and ``journal.jsonl`` of a folder being made.
+    """Packed audio and ``journal.jsonl`` of a folder being made.
 
     Args:
         folder: where; made if need be.
         listing: hash of the items. What another listing left there is dropped.
+        shard_samples: of each shard but the last.
 
     Attributes:
         done: items packed or rejected so far.
-        samples: samples in ``audio.pcm`` so far.
+        samples: samples packed so far.
     """
 
-    def __init__(self, folder: Path, listing: str) -> None:
+    def __init__(self, folder: Path, listing: str, shard_samples: int = SHARD_SAMPLES) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.audio, self.path = folder / "audio.pcm", folder / "journal.jsonl"
+        self.folder, self.path = folder, folder / "journal.jsonl"
         self.done = self.samples = 0
         self._ids: set[str] = set()
-        header = json.dumps({"listing": listing}).encode() + b"\n"
+        about = {"listing": listing, "shard_samples": shard_samples}
+        header = json.dumps(about).encode() + b"\n"
+        self._audio = _Shards(folder, shard_samples)
         end = self._recover(header)
-        self._pcm = _open_at(self.audio, self.samples * BYTES_PER_SAMPLE)
+        self._audio.go_on(self.samples)
         self._lines = _open_at(self.path, end)
         if not end:
             self._lines.write(header)
@@ -131,7 +143,7 @@ class Journal:
     def _recover(self, header: bytes) -> int:
         """Take over what is whole; returns where the journal goes on."""
         try:
-            packed = self.audio.stat().st_size // BYTES_PER_SAMPLE
+            packed = self._audio.found()
             with open(self.path, "rb") as file:
                 if file.readline() != header:
                     return 0
@@ -168,8 +180,7 @@ class Journal:
                 item.id, item.split, item.speaker, len(result.samples), self.samples, item.text,
                 item.source, result.sha256, result.rate, result.channels, result.clipped,
             )  # fmt: skip
-            self._pcm.write(result.samples.data)
-            self._pcm.flush()
+            self._audio.write(result.samples)
             self.samples += entry.samples
             self._ids.add(item.id)
         self._lines.write(json.dumps(asdict(entry)).encode() + b"\n")
@@ -183,14 +194,84 @@ class Journal:
             for line in file:
                 yield _parse(line)
 
+    @property
+    def shards(self) -> list[Path]:
+        """The files of packed audio, in order."""
+        return self._audio.paths
+
     def close(self) -> None:
-        """Flush both files to disk."""
-        for file in (self._pcm, self._lines):
-            try:
-                file.flush()
-                os.fsync(file.fileno())
-            finally:
-                file.close()
+        """Flush audio and journal to disk; the ids are let go of."""
+        self._ids.clear()
+        try:
+            self._audio.close()
+        finally:
+            _close(self._lines)
+
+
+class _Shards:
+    """Audio written behind what is there, over files of a fixed length."""
+
+    def __init__(self, folder: Path, shard_samples: int) -> None:
+        self.folder, self.shard_samples = folder, shard_samples
+        self.paths: list[Path] = []
+        self.free = 0
+        self._file: IO[bytes] | None = None
+
+    def found(self) -> int:
+        """Samples there, as far as the shards are whole."""
+        total = 0
+        for number in count():
+            path = self.folder / shard_name(number)
+            samples = path.stat().st_size // BYTES_PER_SAMPLE if path.exists() else 0
+            total += min(samples, self.shard_samples)
+            if samples < self.shard_samples:
+                return total
+        raise AssertionError
+
+    def go_on(self, samples: int) -> None:
+        """Open behind so many samples; what lies behind them goes."""
+        whole = max(samples - 1, 0) // self.shard_samples
+        self.paths = [self.folder / shard_name(number) for number in range(whole)]
+        self._open(samples - whole * self.shard_samples)
+        for number in count(whole + 1):
+            if not (path := self.folder / shard_name(number)).exists():
+                break
+            path.unlink()
+
+    def write(self, samples: Int16) -> None:
+        """Append samples and flush them to the system."""
+        while len(samples) > self.free:
+            fitting = self.free
+            self._write(samples[:fitting])
+            self.close()
+            self._open(0)
+            samples = samples[fitting:]
+        self._write(samples)
+
+    def close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            _close(file)
+
+    def _write(self, samples: Int16) -> None:
+        assert self._file is not None
+        self._file.write(samples.data)
+        self._file.flush()
+        self.free -= len(samples)
+
+    def _open(self, within: int) -> None:
+        self.paths.append(self.folder / shard_name(len(self.paths)))
+        self._file = _open_at(self.paths[-1], within * BYTES_PER_SAMPLE)
+        self.free = self.shard_samples - within
+
+
+def _close(file: IO[bytes]) -> None:
+    """Flush to disk."""
+    try:
+        file.flush()
+        os.fsync(file.fileno())
+    finally:
+        file.close()
 
 
 def _open_at(path: Path, end: int) -> IO[bytes]:
@@ -221,7 +302,7 @@ def pack_into(
     """
     rest = map(clean, islice(iter(items), journal.done, None))
     chunks = math.ceil((total - journal.done) / CHUNK)
-    results = _decode_all(rest, min(jobs, max(chunks, 1)), journal.audio.parent / "chunks")
+    results = _decode_all(rest, min(jobs, max(chunks, 1)), journal.folder / "chunks")
     hide = None if progress else True  # None: where nobody looks on
     with tqdm(total=total, initial=journal.done, unit="utt", disable=hide) as bar:
         for item, result in results:

@@ -43,15 +43,6 @@ def nested_subsets(
     return list(names)
 
 
-def subsets_within(subset: str) -> tuple[str, ...]:
-    """The row labels that make up `subset`: ``1h`` is made of ``10min`` and ``1h``.
-
-    Raises:
-        ValueError: no such subset.
-    """
-    return SUBSETS[: SUBSETS.index(subset) + 1]
-
-
 def list_name(subset: str) -> str:
     """File of a subset's list under ``data/``."""
     return f"subset_{subset}.tsv"

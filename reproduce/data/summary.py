@@ -33,7 +33,7 @@ class Summary:
         subset_seed: of the permutation that makes the nested subsets.
         listing_sha256: hash of what the corpus listed: ids, texts, paths, file sizes and times.
         manifest_sha256: hash of ``manifest.csv``, byte for byte: the utterance list.
-        samples: in ``audio.pcm``.
+        samples: packed, in all files.
         utterances, hours, speakers: by split; speakers by name.
         lengths: by split: ``shortest``, ``median``, ``longest`` utterance in seconds.
         subsets: by nested training subset: ``utterances``, ``hours``, and ``sha256`` of its list
@@ -43,7 +43,8 @@ class Summary:
         rejected: ``source``, ``id``, ``reason`` and ``split`` (empty where it isn't known) of
             everything that was left out.
         warnings: sentences.
-        audio_sha256: hash of ``audio.pcm``.
+        audio: ``file``, ``samples`` and ``sha256`` of each file of packed audio, in order.
+        columns_sha256: hash of ``manifest.arrow``; empty where a version before it prepared.
         outcome: what the call that returned this did: ``made``, ``made anew`` (other data was there
             before) or ``there already``; not stored.
     """
@@ -62,7 +63,8 @@ class Summary:
     conversions: dict[str, int]
     rejected: list[dict[str, str | None]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    audio_sha256: str = ""
+    audio: list[dict[str, Any]] = field(default_factory=list)
+    columns_sha256: str = ""
     outcome: str = field(default="there already", compare=False)
 
     def reasons(self) -> dict[str, int]:
@@ -78,7 +80,8 @@ class Summary:
 
     @classmethod
     def read(cls, path: Path) -> Summary:
-        """Read ``summary.json``; keys of later versions are ignored.
+        """Read ``summary.json``; keys of later versions are ignored, and earlier ones, which had
+        one file of audio, understood.
 
         Raises:
             DataError: missing, or not a summary.
@@ -86,11 +89,14 @@ class Summary:
         do = f"run `w2vrep prepare RECIPE --work {path.parent.parent}`"
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
+            if "audio" not in raw:
+                one = {"file": "audio.pcm", "samples": raw["samples"]}
+                raw["audio"] = [{**one, "sha256": raw["audio_sha256"]}]
             known = cls.__dataclass_fields__.keys() - {"outcome"}
             return cls(**{k: v for k, v in raw.items() if k in known})
         except FileNotFoundError:
             raise DataError("nothing is prepared here", where=str(path), do=do) from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise DataError(f"not a summary: {error}", where=str(path), do=do) from None
 
     def require_subset(self, subset: str, sha256: str | None) -> None:
@@ -158,7 +164,8 @@ class Tally:
         subset_seed: int,
         listing_sha256: str,
         manifest_sha256: str,
-        audio_sha256: str,
+        columns_sha256: str,
+        audio: list[dict[str, Any]],
         samples: int,
         subsets: dict[str, dict[str, Any]],
     ) -> Summary:
@@ -182,7 +189,8 @@ class Tally:
             conversions=dict(self._conversions),
             rejected=self._rejected,
             warnings=list(self._warnings(corpus, options)),
-            audio_sha256=audio_sha256,
+            audio=audio,
+            columns_sha256=columns_sha256,
         )
 
     def _warnings(self, corpus: str, options: Mapping[str, Any]) -> Iterable[str]:

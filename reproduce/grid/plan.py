@@ -112,7 +112,9 @@ def _mean_seconds(
         )
     except DataError:
         return None
-    seconds = rows["seconds"] if crop is None else rows["seconds"].clip(upper=crop)
+    seconds = rows.array("seconds")
+    if crop is not None:
+        seconds = seconds.clip(max=crop)
     return float(seconds.mean()) if len(seconds) else None
 
 

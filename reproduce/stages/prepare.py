@@ -76,8 +76,8 @@ def prepare(recipe: Recipe, work: WorkFolder) -> Summary:
 def _require_room(corpus: Corpus, options: dict[str, Any], work: WorkFolder) -> None:
     """What an interrupted call has packed needs no more room; what is made anew lies beside the old
     until it is whole."""
-    packed = work.data / ".partial" / "data" / "audio.pcm"
-    there = packed.stat().st_size if packed.exists() else 0
+    packed = (work.data / ".partial" / "data").glob("audio*.pcm")
+    there = sum(path.stat().st_size for path in packed)
     needed = 0.9 * estimate(corpus, options).bytes - there  # it is an estimate
     require_space(work.data, round(needed), "packed audio")
 

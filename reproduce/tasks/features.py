@@ -101,7 +101,7 @@ def _key(context: Context, encoder: Encoder, speech: Speech) -> str:
         "encoder": encoder.config.to_huggingface(),
         "normalized": encoder.config.normalized,
         "manifest": context.manifest.sha256,
-        "utterances": speech.ids,
+        "utterances": list(speech.ids),
         "precision": context.recipe.compute.precision,
     }
     digest.update(json.dumps(about, sort_keys=True).encode())

@@ -93,7 +93,7 @@ def speech_of(context: Context, section: schema.Stage, split: str) -> Speech:
     )
     if split == "valid" and section.validation.max_utterances is not None:
         chosen = generator(0, "validation").permutation(len(rows))
-        rows = rows.iloc[sorted(chosen[: section.validation.max_utterances])]
+        rows = rows.take(np.sort(chosen[: section.validation.max_utterances]))
     if isinstance(section, Pretrain):
         return Speech(
             rows,

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
 from reproduce.data.audio import PackedAudio
 from reproduce.data.batches import Batch, Buckets, Plan, Speech, prefetch
+from reproduce.data.columns import Rows
 from reproduce.errors import DataError
 from reproduce.position import generator
 
@@ -173,10 +174,10 @@ def audio(tmp_path: Path) -> PackedAudio:
     return PackedAudio(tmp_path / "audio.pcm")
 
 
-def frame(samples: list[int], texts: list[str] | None = None) -> pd.DataFrame:
+def frame(samples: list[int], texts: list[str] | None = None) -> Rows:
     offsets = np.cumsum([0, *samples[:-1]])
     ids = [f"u{i}" for i in range(len(samples))]
-    return pd.DataFrame({"id": ids, "samples": samples, "offset": offsets, "text": texts or ids})
+    return Rows(pa.table({"id": ids, "samples": samples, "offset": offsets, "text": texts or ids}))
 
 
 def normalized(pcm: np.ndarray) -> np.ndarray:
@@ -223,15 +224,9 @@ def test_without_a_generator_crops_begin_at_the_start(audio: PackedAudio) -> Non
     assert np.allclose(speech.collate([0]).waveform[0].numpy(), expected, atol=1e-5)
 
 
-def test_missing_transcripts_are_empty(audio: PackedAudio) -> None:
-    rows = frame([8_000, 8_000], ["HELLO", ""])
-    rows.loc[1, "text"] = float("nan")
-    assert Speech(rows, audio).collate([0, 1]).texts == ["HELLO", ""]
-
-
 def test_nothing_left_is_told(audio: PackedAudio) -> None:
     with pytest.raises(DataError, match="no train utterance is left"):
-        Speech(frame([8_000]).iloc[:0], audio, what="train utterance")
+        Speech(frame([8_000]).take(np.array([], int)), audio, what="train utterance")
 
 
 # ------------------------------------------------------------------------------------ prefetch

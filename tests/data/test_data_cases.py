@@ -275,7 +275,7 @@ def test_each_case_ends_in_a_row_a_reason_or_an_error(case: Case, tmp_path: Path
         assert case.error in str(caught.value)
         return
     manifest = prepare_and_read()
-    found = {row.id: row for row in manifest.rows.itertuples()}
+    found = {row.id: row for row in manifest.rows.to_pandas().itertuples()}
     assert (found["a"].text, found["b"].text) == ("TEXT A", "TEXT B")
     for row in found.values():
         assert len(manifest.audio.slice(row.offset, row.samples)) == row.samples > 0

@@ -92,7 +92,7 @@ def test_ids_speakers_and_transcripts(rows: list[tuple[str, str, str]]) -> None:
     items += [Utterance("the last one, good", "valid", "", "TEXT", "last", audio)]
     with tempfile.TemporaryDirectory() as name:
         summary = write_manifest(items, Path(name), corpus="fuzz", jobs=1)
-        read = Manifest.read(Path(name)).rows
+        read = Manifest.read(Path(name)).rows.to_pandas()
         assert summary.outcome == "made"
         assert write_manifest(items, Path(name), corpus="fuzz", jobs=1).outcome == "there already"
     assert len(read) + len(summary.rejected) == len(items)

@@ -121,7 +121,8 @@ def test_a_subset_can_be_required(root: Path, work: WorkFolder) -> None:
     sha256 = hashlib.sha256(listed).hexdigest()
     assert summary.subsets["10h"]["sha256"] == sha256
     rows = Manifest.read(work.data).select(split="train", subset="10h")
-    lines = [f"{row.id}\t{row.sha256}\t{row.text}\n" for row in rows.itertuples()]
+    columns = (rows.strings(name) for name in ("id", "sha256", "text"))
+    lines = ["\t".join(values) + "\n" for values in zip(*columns, strict=True)]
     assert listed.decode() == "".join(lines)
 
     required = recipe(root, f'data.subset_sha256="{sha256}"')
@@ -164,7 +165,7 @@ def test_downloaded_from_nothing(
         assert server.asked == []
         assert prepare(options, work).utterances == {"train": 3, "valid": 1, "test": 0}
     prepare(recipe(root), WorkFolder(tmp_path / "local"))
-    for name in ("audio.pcm", "manifest.csv", "subset_10h.tsv"):
+    for name in ("audio.pcm", "manifest.csv", "manifest.arrow", "subset_10h.tsv"):
         assert (work.data / name).read_bytes() == (tmp_path / "local/data" / name).read_bytes()
     shutil.rmtree(tmp_path / "new")
     assert "going on" in prepare(options, work).warnings[0], "not fetched again"
@@ -291,5 +292,5 @@ def test_killed_and_called_again_it_goes_on_where_it_was(tmp_path: Path) -> None
     again = [int(line.split()[1]) for line in log.read_text().splitlines()]
     assert again == list(range(done, 120))
     write_manifest(sounds(), tmp_path / "whole", corpus="noise", jobs=1)
-    for name in ("audio.pcm", "manifest.csv", "summary.json"):
+    for name in ("audio.pcm", "manifest.csv", "manifest.arrow", "summary.json"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

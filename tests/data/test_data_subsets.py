@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reproduce.data.subsets import nested_subsets, subsets_within
+from reproduce.data.subsets import nested_subsets
+from reproduce.records import SUBSETS
 
 
 def study(seconds: list[float], limit: float, seed: int) -> set[int]:
@@ -23,8 +24,8 @@ def study(seconds: list[float], limit: float, seed: int) -> set[int]:
 def test_each_subset_is_the_rule_taken_to_its_limit(seed: int) -> None:
     seconds = np.random.default_rng(0).uniform(1, 16, 5000).round(4).tolist()
     labels = nested_subsets(seconds, seed)
-    for subset, limit in (("10min", 600), ("1h", 3600), ("10h", 36000)):
-        within = {i for i, label in enumerate(labels) if label in subsets_within(subset)}
+    for level, limit in enumerate((600, 3600, 36000), 1):
+        within = {i for i, label in enumerate(labels) if label in SUBSETS[:level]}
         assert within == study(seconds, limit, seed)
         assert limit <= sum(seconds[i] for i in within) < limit + 16
 
@@ -39,10 +40,3 @@ def test_the_utterance_that_crosses_a_limit_belongs_to_the_subset() -> None:
     labels = nested_subsets([400.0] * 10, limits=(600, 3600, 36000))
     assert labels.count("10min") == 2
     assert labels.count("1h") == 7
-
-
-def test_nesting() -> None:
-    assert subsets_within("10min") == ("10min",)
-    assert subsets_within("10h") == ("10min", "1h", "10h")
-    with pytest.raises(ValueError):
-        subsets_within("2h")

@@ -564,8 +564,8 @@ def test_input_lengths(fresh: Callable[[], WorkFolder], monkeypatch: pytest.Monk
     seen.clear()
     work = fresh()
     run("as-written", work, ["no_rvq"], *SHORT)
-    manifest = Manifest.read(work.data).rows
-    frames = {load_encoder(work.root / "encoder").frames(int(n)) for n in manifest["samples"]}
+    samples = Manifest.read(work.data).rows.array("samples")
+    frames = {load_encoder(work.root / "encoder").frames(int(n)) for n in samples}
     assert all(max(lengths) == total and set(lengths) <= frames for total, lengths in seen)
     assert any(min(lengths) < total for total, lengths in seen)
 
