@@ -22,19 +22,20 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
 from machine import describe, spread
 
 from reproduce.data.audio import SAMPLE_RATE, PackedAudio
 from reproduce.data.batches import Batch, Plan, Speech, prefetch
+from reproduce.data.columns import Rows
 from reproduce.position import generator
 
 LOW, HIGH, CROP = 6.0, 16.0, 15.6
 """Seconds of the shortest and the longest utterance, and where they are cropped."""
 
 
-def make_audio(folder: Path, hours: float) -> pd.DataFrame:
+def make_audio(folder: Path, hours: float) -> Rows:
     """Packed audio of so many hours and its manifest rows."""
     rng = np.random.default_rng(0)
     total = round(hours * 3600 * SAMPLE_RATE)
@@ -47,7 +48,7 @@ def make_audio(folder: Path, hours: float) -> pd.DataFrame:
         file.write(noise.astype("<i2").tobytes())
         file.truncate(int(ends[-1]) * 2)
     count = len(samples)
-    return pd.DataFrame(
+    table = pa.table(
         {
             "id": [f"utterance-{n:06d}" for n in range(count)],
             "samples": samples,
@@ -55,6 +56,7 @@ def make_audio(folder: Path, hours: float) -> pd.DataFrame:
             "text": ["SOME WORDS THAT NOBODY READS"] * count,
         }
     )
+    return Rows(table)
 
 
 def own_memory() -> float:
@@ -81,7 +83,9 @@ def measure(options: argparse.Namespace, hours: float) -> dict[str, object]:
             ]
 
         rates, memory = [], 0.0
-        batches = prefetch(make, 1, options.updates + 1)
+        batches = prefetch(
+            make, 1, options.updates + 1, ahead=options.ahead, readers=options.readers
+        )
         next(batches)
         for _ in range(options.updates):
             started = time.perf_counter()
@@ -98,6 +102,8 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--accumulation", type=int, default=4)
+    parser.add_argument("--ahead", type=int, default=1, help="compute.prefetch of a recipe")
+    parser.add_argument("--readers", type=int, default=1, help="compute.readers of a recipe")
     parser.add_argument("--folder", default=None, help="where the packed audio is made")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -108,7 +114,7 @@ def main() -> None:
     print("|---|---|---|---|---|", flush=True)
     for hours in options.hours:
         command = [sys.executable, __file__, "--one", "--hours", str(hours)]
-        for option in ("updates", "batch", "accumulation", "folder"):
+        for option in ("updates", "batch", "accumulation", "ahead", "readers", "folder"):
             value = getattr(options, option)
             command += [] if value is None else [f"--{option}", str(value)]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -159,6 +159,11 @@ class Rows:
         lengths = [len(chunk) for chunk in table.column(0).chunks]
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
+    @classmethod
+    def of(cls, columns: Mapping[str, Sequence[Any]]) -> Rows:
+        """Rows of a manifest that was never written: column name -> values."""
+        return cls(pa.table({name: _column(name, values) for name, values in columns.items()}))
+
     def __len__(self) -> int:
         return self.table.num_rows if self._positions is None else len(self._positions)
 
@@ -173,7 +178,7 @@ class Rows:
         place = 0
         for _, chunk, own in self._chunks(column):
             stored = chunk.indices if column in CODED else chunk
-            values = stored.to_numpy(zero_copy_only=True)
+            values = _view(stored)
             part = values if own is None else values[own]
             if found is None:
                 found = np.empty(len(self), dtype or values.dtype)
@@ -205,6 +210,12 @@ class Rows:
         rows = chosen if self._positions is None else self._positions[chosen]
         return Rows(self.table, rows.astype(np.int32))
 
+    def with_rows(self, others: Rows) -> Rows:
+        """These rows and others of the same manifest, in its order."""
+        every = np.arange(self.table.num_rows, dtype=np.int32)
+        own, more = (every if r._positions is None else r._positions for r in (self, others))
+        return Rows(self.table, np.union1d(own, more))
+
     def to_pandas(self) -> Any:
         """A DataFrame of these rows, to look at: it takes many times the memory."""
         table = self.table if self._positions is None else self.table.take(self._positions)
@@ -222,6 +233,15 @@ class Rows:
         for start, chunk, first, last in zip(self._starts, chunks, bounds, bounds[1:]):
             if first < last:
                 yield int(start), chunk, self._positions[first:last] - int(start)
+
+
+def _view(numbers: pa.Array) -> NDArray[Any]:
+    """An array without missing values, nothing copied (Arrow's own way would import pandas)."""
+    dtype = np.dtype({"double": "float64"}.get(str(numbers.type), str(numbers.type)))
+    if not len(numbers):
+        return np.empty(0, dtype)
+    _, values = numbers.buffers()
+    return np.frombuffer(values, dtype, len(numbers), numbers.offset * dtype.itemsize)
 
 
 class Strings(Sequence[str]):

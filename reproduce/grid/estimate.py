@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
 import torch
 
 from reproduce.data.audio import SAMPLE_RATE, PackedAudio
+from reproduce.data.columns import Rows
 from reproduce.data.disk import size
 from reproduce.data.manifest import Manifest
 from reproduce.data.summary import Summary
@@ -225,7 +226,7 @@ def _changed(recipe: Recipe, stage: Stage, values: dict[str, Any]) -> Recipe:
     return recipe.model_copy(update={stage: changed})
 
 
-def _rows(recipe: Recipe, manifest: Manifest, stage: Stage, arm: str, split: str) -> pd.DataFrame:
+def _rows(recipe: Recipe, manifest: Manifest, stage: Stage, arm: str, split: str) -> Rows:
     section = recipe.pretrain_arm(arm) if stage == "pretrain" else recipe.finetune_arm(arm)
     return manifest.select(
         split=split,
@@ -251,8 +252,8 @@ def _few(
     for split, count in wanted.items():
         rows = _rows(recipe, prepared, stage, arm, split)
         order = generator(0, "estimate", split).permutation(len(rows))
-        parts.append(rows.iloc[sorted(order[:count])])
-    return Manifest(pd.concat(parts), prepared.audio, prepared.summary)
+        parts.append(rows.take(np.sort(order[:count])))
+    return Manifest(parts[0].with_rows(parts[1]), prepared.audio, prepared.summary)
 
 
 def _noise(wanted: dict[str, int], seconds: float, scratch: WorkFolder) -> Manifest:
@@ -262,16 +263,24 @@ def _noise(wanted: dict[str, int], seconds: float, scratch: WorkFolder) -> Manif
     noise = generator(0, "noise").normal(0, 3000, samples).astype("<i2")
     path = scratch.data / "audio.pcm"
     noise.tofile(path)
-    rows = [
-        {"id": f"{split}{n}", "split": split, "subset": "10min", "seconds": seconds,
-         "samples": samples, "offset": 0, "text": "THE QUICK BROWN FOX"}
-        for split, count in wanted.items() for n in range(count)
-    ]  # fmt: skip
+    splits = [split for split, count in wanted.items() for _ in range(count)]
+    count = len(splits)
+    rows = Rows.of(
+        {
+            "id": [f"{split}{n}" for n, split in enumerate(splits)],
+            "split": splits,
+            "subset": ["10min"] * count,
+            "seconds": [seconds] * count,
+            "samples": [samples] * count,
+            "offset": [0] * count,
+            "text": ["THE QUICK BROWN FOX"] * count,
+        }
+    )
     nothing: dict[str, Any] = {}
     summary = Summary(
         "noise", nothing, 0, "", "", samples, nothing, nothing, nothing, nothing, nothing, nothing
     )
-    return Manifest(pd.DataFrame(rows), PackedAudio(path), summary)
+    return Manifest(rows, PackedAudio(path), summary)
 
 
 def _time(seconds: float) -> str:

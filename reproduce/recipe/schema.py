@@ -422,6 +422,12 @@ class Compute(Section):
     )
     threads: Count | None = key(None, "CPU threads; null: torch's choice", "ours")
     compile: bool = key(False, "torch.compile the encoder's transformer blocks", "ours")
+    prefetch: Count = key(
+        2,
+        "updates (in validation: batches) read before they are due; decides no number",
+        "ours",
+    )
+    readers: Count = key(2, "threads that read them; decides no number", "ours")
 
 
 class Recipe(Section):

@@ -84,7 +84,7 @@ def train_bank(
         learners.append(learner)
     task = FinetuneTask(recognizer, section, vocabulary, train, valid, seed, context, learners)
     plan = plan_of(section, train.cropped, seed)
-    settings = loop_settings(section, "finetune", seed, plan, label)
+    settings = loop_settings(section, "finetune", seed, plan, label, context.recipe.compute)
     Loop(task, learners, train, plan, settings, context.ranks).run()
 
 

@@ -63,7 +63,7 @@ def train_arm(
     )
     task.name = learner.name
     plan = plan_of(section, train.cropped, seed)
-    settings = loop_settings(section, "pretrain", seed, plan, label)
+    settings = loop_settings(section, "pretrain", seed, plan, label, context.recipe.compute)
     Loop(task, [learner], train, plan, settings, context.ranks).run()
 
 
@@ -259,6 +259,7 @@ class PretrainTask(Task):
             ranks,
             lambda number, positions: self._look_at(number, positions, update),
             lambda made: self._validate_batch(*made),
+            self.context.recipe.compute,
         )
         sums = {name: sum(part[name] for part in parts) for name in _VALID_SUMS}
         codes = np.concatenate([part["codes"] for part in parts])

@@ -231,6 +231,7 @@ class FinetuneTask(Task):
             ranks,
             lambda _, positions: self.valid.collate(positions).pinned(self.device),
             self._validate_batch,
+            self.context.recipe.compute,
         )
         references = [self.vocabulary.normalize(text) for text in self.valid.texts]
         rows: dict[str, Row] = {}

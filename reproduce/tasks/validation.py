@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from reproduce.data.batches import prefetch
+from reproduce.recipe.schema import Compute
 from reproduce.training.distributed import Ranks
 
 Made = TypeVar("Made")
@@ -18,6 +19,7 @@ def over_batches(
     ranks: Ranks,
     make: Callable[[int, list[int]], Made],
     use: Callable[[Made], Part],
+    compute: Compute,
 ) -> list[Part]:
     """What each batch of a validation set gives, in batch order, on every rank.
 
@@ -27,10 +29,17 @@ def over_batches(
         ranks: each takes its share of the batches.
         make: batch number and positions -> a batch; in a thread while the one before is used.
         use: a batch -> its part.
+        compute: says how many batches are read ahead, and by how many threads.
     """
     batches = [list(range(i, min(i + size, utterances))) for i in range(0, utterances, size)]
     mine = ranks.mine(batches)
-    made = prefetch(lambda k: make(*mine[k]), 0, len(mine) - 1)
+    made = prefetch(
+        lambda k: make(*mine[k]),
+        0,
+        len(mine) - 1,
+        ahead=compute.prefetch,
+        readers=compute.readers,
+    )
     own = [(number, use(given)) for (number, _), given in zip(mine, made, strict=True)]
     parts = sorted((p for part in ranks.gather(own) for p in part), key=lambda p: p[0])
     return [part for _, part in parts]

@@ -52,7 +52,12 @@ def learning_rate_of(section: schema.Stage, plan: Plan) -> LearningRate:
 
 
 def loop_settings(
-    section: schema.Stage, stage: Literal["pretrain", "finetune"], seed: int, plan: Plan, label: str
+    section: schema.Stage,
+    stage: Literal["pretrain", "finetune"],
+    seed: int,
+    plan: Plan,
+    label: str,
+    compute: schema.Compute,
 ) -> LoopSettings:
     every = section.checkpoint_every
     return LoopSettings(
@@ -67,6 +72,8 @@ def loop_settings(
         validate_first=getattr(section.validation, "initial", False),
         checkpoint_every=every if isinstance(every, int) else schema.duration_seconds(every),
         progress=label,
+        prefetch=compute.prefetch,
+        readers=compute.readers,
     )
 
 

@@ -176,6 +176,8 @@ class LoopSettings:
     """Updates between checkpoints (int), or seconds (float)."""
     progress: str = ""
     validate_first: bool = False
+    prefetch: int = 1
+    readers: int = 1
 
 
 REPEAT_SECONDS = 2.0
@@ -267,7 +269,13 @@ class Loop:
             dynamic_ncols=True,
             leave=False,
         )
-        batches = prefetch(self._look_ahead, first, last)
+        batches = prefetch(
+            self._look_ahead,
+            first,
+            last,
+            ahead=self.settings.prefetch,
+            readers=self.settings.readers,
+        )
         if first == 1 and self.settings.validate_first:
             self._validate(0)
         with StopRequest() as stop, bar, closing(batches), closing(self.checkpoints):

@@ -254,6 +254,25 @@ def test_prefetch_keeps_the_order_one_ahead() -> None:
     assert list(prefetch(make, 5, 4)) == []
 
 
+@pytest.mark.parametrize(("ahead", "readers"), [(1, 4), (3, 1), (3, 2), (4, 4)])
+def test_several_readers_keep_the_order_and_the_depth(ahead: int, readers: int) -> None:
+    begun: list[int] = []
+    threads: set[int] = set()
+
+    def make(position: int) -> int:
+        begun.append(position)
+        threads.add(threading.get_ident())
+        time.sleep(0.01 * (position % 3))
+        return position
+
+    for used, found in enumerate(prefetch(make, 3, 20, ahead=ahead, readers=readers)):
+        assert found == 3 + used
+        time.sleep(0.005)
+        assert len(begun) <= used + 1 + ahead
+    assert sorted(begun) == list(range(3, 21))
+    assert len(threads) <= min(ahead, readers)
+
+
 def test_prefetch_raises_what_was_raised_where_it_was() -> None:
     def make(position: int) -> list[Batch]:
         if position == 3:

@@ -57,7 +57,7 @@ def first_second(work: WorkFolder, speech: Speech, rows: list[int]) -> torch.Ten
     cut = []
     for row in rows:
         length = min(int(speech.samples[row]), 16_000)
-        samples = pcm[int(speech.offsets[row]) :][:length] / 32768
+        samples = pcm[speech.rows.at("offset", row) :][:length] / 32768
         cut.append((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7))
     longest = max(map(len, cut))
     return torch.tensor(np.stack([np.pad(c, (0, longest - len(c))) for c in cut]))

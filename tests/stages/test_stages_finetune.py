@@ -173,11 +173,11 @@ def test_an_encoder_that_wants_its_input_as_recorded(fresh: Callable[[], WorkFol
     trained = load_recognizer(run_of.model)
     assert not trained.encoder.config.normalized
     manifest = Manifest.read(work.data)
-    row = manifest.rows[manifest.rows["split"] == "valid"].iloc[0]
-    pcm = manifest.audio.slice(int(row["offset"]), int(row["samples"]))
+    rows = manifest.select(split="valid")
+    pcm = manifest.audio.slice(rows.at("offset", 0), rows.at("samples", 0))
     with run_of.hypotheses.open(encoding="utf-8") as file:
         written = {line["id"]: line["hypothesis"] for line in csv.DictReader(file)}
-    assert trained.transcribe(pcm) == written[row["id"]]
+    assert trained.transcribe(pcm) == written[rows.at("id", 0)]
     record = RunRecord.read(run_of.record)
     assert record.settings["encoder_input"] == "as it is"
 

@@ -128,7 +128,7 @@ def test_a_model_finished_before_gets_its_card(work: WorkFolder, tmp_path: Path)
 def speech(work: WorkFolder, tmp_path: Path) -> list[Path]:
     """The validation utterances as files of several formats, as long as their hypotheses."""
     manifest = Manifest.read(work.data)
-    rows = manifest.rows[manifest.rows["split"] == "valid"]
+    rows = manifest.select(split="valid").to_pandas()
     files = []
     for number, (_, row) in enumerate(rows.iterrows()):
         file = tmp_path / f"{row['id']}.{('wav', 'flac')[number % 2]}"
