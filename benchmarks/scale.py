@@ -42,6 +42,14 @@ def make(folder: Path, rows: int) -> None:
     rng = np.random.default_rng(0)
     end = 0
     known = {name: pa.array(values) for name, values in CODED.items()}
+    texts = {  # the same in every batch
+        "id": pa.array([f"1234-5678-{n:06}" for n in range(ROWS_A_BATCH)]),
+        "corpus": pa.array(["librispeech"] * ROWS_A_BATCH),
+        "speaker": pa.array([f"{n % 5000}" for n in range(ROWS_A_BATCH)]),
+        "text": pa.array(["SOME WORDS THAT NOBODY READS " * 4] * ROWS_A_BATCH),
+        "source": pa.array(["train/1234/5678/1234-5678-0001.flac"] * ROWS_A_BATCH),
+        "sha256": pa.array(["0" * 64] * ROWS_A_BATCH),
+    }
     with (
         pa.OSFile(str(folder / "manifest.arrow"), "wb") as sink,
         pa.ipc.new_file(sink, SCHEMA) as writer,
@@ -52,19 +60,14 @@ def make(folder: Path, rows: int) -> None:
             ends = end + np.cumsum(samples)
             split = np.where(np.arange(first, first + count) % 1000 == 0, 1, 0).astype(np.int8)
             columns = {
-                "id": pa.array([f"{first + n:08}-{n:06}" for n in range(count)]),
-                "corpus": pa.array(["librispeech"] * count),
+                **{name: values.slice(0, count) for name, values in texts.items()},
                 "split": pa.DictionaryArray.from_arrays(pa.array(split), known["split"]),
                 "subset": pa.DictionaryArray.from_arrays(
                     pa.array(np.full(count, 3, np.int8)), known["subset"]
                 ),
-                "speaker": pa.array([f"{n % 5000}" for n in range(count)]),
                 "seconds": pa.array(samples / 16000),
                 "samples": pa.array(samples),
                 "offset": pa.array(ends - samples),
-                "text": pa.array(["SOME WORDS THAT NOBODY READS " * 4] * count),
-                "source": pa.array(["train/1234/5678/1234-5678-0001.flac"] * count),
-                "sha256": pa.array(["0" * 64] * count),
             }
             writer.write_batch(pa.record_batch([columns[n] for n in SCHEMA.names], SCHEMA))
             end = int(ends[-1])
