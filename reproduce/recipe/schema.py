@@ -68,6 +68,9 @@ class Synthetic(Section):
     seed: Natural = key(0, "seed of texts, speakers and sounds", "ours")
     min_seconds: Positive = key(2.0, "shortest utterance, s", "ours")
     max_seconds: Positive = key(15.0, "longest utterance, s", "ours")
+    words: Annotated[int, Field(ge=2)] | None = key(
+        None, "only this many words of each kind, common ones first", "ours"
+    )
 
 
 class Data(Section):

@@ -19,6 +19,7 @@ import numpy as np
 from reproduce.data.audio import Decoded
 from reproduce.data.corpora import AudioSource, Utterance
 from reproduce.data.corpora.synthetic_voice import (
+    PAUSE,
     PHASES,
     PHASES_OF,
     RATE,
@@ -30,17 +31,23 @@ from reproduce.data.corpora.synthetic_words import PATTERNS, WORDS
 from reproduce.errors import UsageError
 from reproduce.position import generator
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same id gets another text, length or sound."""
 
 SHORTEST = 2.0
 """Seconds: the least ``max_seconds`` that surely has room for a sentence."""
+
+FEWEST_WORDS = 2
+"""The least ``words``: with one of each kind there are too few sentences for two splits."""
 
 _VALID_SHARE = 4
 """One sentence in four belongs to the validation split, by its hash: no sentence is in both."""
 
 _TRIES = 20
 """Sentences tried for the room that is left in an utterance before it is closed."""
+
+_BREAK = 0.25
+"""Share of the gaps between words at which the speaker pauses; between sentences always."""
 
 _CHANCES = {
     name: list(accumulate(1.0 / (rank + 2) for rank in range(len(words))))
@@ -74,10 +81,11 @@ class SyntheticAudio(AudioSource):
     id: str
     min_seconds: float
     max_seconds: float
+    words: int | None = None
 
     def score(self) -> Score:
         """Text and lengths, without synthesis."""
-        return compose(self.seed, self.id, self.min_seconds, self.max_seconds)
+        return compose(self.seed, self.id, self.min_seconds, self.max_seconds, self.words)
 
     def load(self) -> Decoded:
         """Synthesize; ``sha256`` is that of the score and the speaker, not of the samples."""
@@ -92,7 +100,7 @@ class SyntheticAudio(AudioSource):
 
     def stamp(self) -> str:
         """Changes with the synthesizer and the limits; the seed and id stand in the source."""
-        return f"synthetic {VERSION} {self.min_seconds} {self.max_seconds}"
+        return f"synthetic {VERSION} {self.min_seconds} {self.max_seconds} {self.words}"
 
 
 def hours(*, hours: float, valid_hours: float, **others: object) -> float:
@@ -109,8 +117,11 @@ def utterances(
     seed: int,
     min_seconds: float = 2.0,
     max_seconds: float = 15.0,
+    words: int | None = None,
 ) -> Iterator[Utterance]:
     """The corpus, training split first; speakers take turns, those of the splits differ.
+
+    ``words`` leaves that many words of each kind, the common ones; None: all of them.
 
     Each split ends with the utterance that reaches its hours. Memory is constant in the hours, and
     nothing is synthesized before ``audio.load()``.
@@ -130,17 +141,26 @@ def utterances(
             where="synthetic",
             do=f"min_seconds must be positive, max_seconds no less and at least {SHORTEST}",
         )
-    return _utterances(parts, seed, min_seconds, max_seconds)
+    if words is not None and words < FEWEST_WORDS:
+        raise UsageError(
+            f"{words} words of each kind", where="synthetic", do=f"give {FEWEST_WORDS} or more"
+        )
+    return _utterances(parts, seed, min_seconds, max_seconds, words)
 
 
 def _utterances(
-    parts: tuple[tuple[str, float, int], ...], seed: int, min_seconds: float, max_seconds: float
+    parts: tuple[tuple[str, float, int], ...],
+    seed: int,
+    min_seconds: float,
+    max_seconds: float,
+    words: int | None,
 ) -> Iterator[Utterance]:
     for split, wanted, voices in parts:
         left, index = wanted * 3600 * RATE, 0
         while left > 0:
             speaker = f"{index % voices:03d}"
-            audio = SyntheticAudio(seed, f"{split}-{index:06d}-{speaker}", min_seconds, max_seconds)
+            id = f"{split}-{index:06d}-{speaker}"
+            audio = SyntheticAudio(seed, id, min_seconds, max_seconds, words)
             score = audio.score()
             yield Utterance(
                 id=audio.id,
@@ -154,7 +174,9 @@ def _utterances(
             index += 1
 
 
-def compose(seed: int, id: str, min_seconds: float, max_seconds: float) -> Score:
+def compose(
+    seed: int, id: str, min_seconds: float, max_seconds: float, most_words: int | None = None
+) -> Score:
     """Whole sentences, up to a length drawn evenly between the limits.
 
     A sentence that doesn't fit is drawn anew; where none does, the last pause is made as long as
@@ -163,13 +185,13 @@ def compose(seed: int, id: str, min_seconds: float, max_seconds: float) -> Score
     split = id.split("-")[0]
     rng, tempo = generator(seed, "synthetic-score", id), _voice(seed, id).tempo
     least, most = math.ceil(min_seconds * RATE), math.floor(max_seconds * RATE)
-    target = least + rng.random() * (most - least)
+    target, breaks = least + rng.random() * (most - least), generator(seed, "synthetic-breaks", id)
     words: list[str] = []
     phases, samples = [PHASES_OF["pause"]], [_lengths(PHASES_OF["pause"], tempo, rng) // 2]
     total, misses = int(samples[0].sum()), 0
     while not words or (total < target and misses < _TRIES):
-        sentence = _sentence(split, rng.random)
-        spelled = _spell(" ".join(sentence)) + PHASES_OF["pause"]
+        sentence = _sentence(split, rng.random, most_words)
+        spelled = _spell(sentence, breaks.random) + PHASES_OF["pause"]
         lengths = _lengths(spelled, tempo, rng)
         if total + int(lengths.sum()) > most:
             misses += 1
@@ -194,10 +216,10 @@ def _voice(seed: int, id: str) -> Voice:
     )
 
 
-def _sentence(split: str, draw: Callable[[], float]) -> list[str]:
+def _sentence(split: str, draw: Callable[[], float], most: int | None) -> list[str]:
     """Words of a sentence that belongs to the split, by its hash."""
     while True:
-        words = _expand("sentence", draw)
+        words = _expand("sentence", draw, most)
         for at, (word, following) in enumerate(pairwise(words)):
             if word == "A" and following[0] in "AEIOU":
                 words[at] = "AN"
@@ -206,26 +228,36 @@ def _sentence(split: str, draw: Callable[[], float]) -> list[str]:
             return words
 
 
-def _expand(symbol: str, draw: Callable[[], float]) -> list[str]:
+def _expand(symbol: str, draw: Callable[[], float], most: int | None) -> list[str]:
     name, _, ending = symbol.partition("+")
     if patterns := PATTERNS.get(name):
         chosen = patterns[int(draw() * len(patterns))]
-        return [word for part in chosen.split() for word in _expand(part, draw)]
-    chances = _CHANCES[name]
+        return [word for part in chosen.split() for word in _expand(part, draw, most)]
+    chances = _CHANCES[name][:most]
     at = draw() * chances[-1]
     return [WORDS[name][next(i for i, edge in enumerate(chances) if at < edge)] + ending]
 
 
-def _spell(text: str) -> tuple[int, ...]:
-    """Phase indices of a text; equal neighbours are parted by a dip, so that both are heard."""
+def _spell(words: list[str], draw: Callable[[], float]) -> tuple[int, ...]:
+    """Phase indices of words, here and there with a pause between them.
+
+    Equal letters side by side are parted by a dip, so that both are heard.
+    """
     spelled: tuple[int, ...] = ()
-    for before, letter in zip(" " + text, text):
-        spelled += (PHASES_OF["again"] if letter == before else ()) + PHASES_OF[letter]
+    for number, word in enumerate(words):
+        if number:
+            spelled += PHASES_OF["pause" if draw() < _BREAK else " "]
+        for before, letter in zip(" " + word, word):
+            spelled += (PHASES_OF["again"] if letter == before else ()) + PHASES_OF[letter]
     return spelled
 
 
 def _lengths(phases: tuple[int, ...], tempo: float, rng: np.random.Generator) -> Ints:
-    """Samples of each phase: its own duration, the speaker's tempo, and 15 % either way."""
-    spread = 0.85 + 0.3 * rng.random(len(phases))
-    milliseconds = _MILLISECONDS[list(phases)] * tempo * spread
+    """Samples of each phase: its own duration, the speaker's tempo, and 15 % either way.
+
+    Pauses vary more: 60 % either way.
+    """
+    drawn = rng.random(len(phases))
+    reach = np.where(np.array(phases) == PAUSE, 0.6, 0.15)
+    milliseconds = _MILLISECONDS[list(phases)] * tempo * (1.0 + reach * (2.0 * drawn - 1.0))
     return np.floor(milliseconds * (RATE / 1000)).astype(np.int64)

@@ -58,33 +58,33 @@ def _stop(f1: float, f2: float, f3: float, voice: float, centre: float) -> tuple
 
 
 SOUNDS: dict[str, tuple[Phase, ...]] = {
-    "A": (Phase(105, 800, 1300, 2550, voice=1.0),),
-    "E": (Phase(90, 540, 1900, 2550, voice=1.0),),
-    "I": (Phase(85, 290, 2300, 3050, voice=1.1),),
-    "O": (Phase(100, 520, 850, 2450, voice=1.0),),
-    "U": (Phase(90, 320, 1080, 2250, voice=1.1),),
-    "Y": (Phase(80, 290, 1750, 2150, voice=1.1),),
-    "W": (Phase(75, 270, 620, 2250, voice=0.8),),
-    "L": (Phase(75, 370, 1050, 3000, voice=0.65),),
-    "R": (Phase(75, 400, 1250, 1600, voice=0.75),),
-    "M": (Phase(80, 260, 1050, 2200, voice=0.6, zero=600),),
-    "N": (Phase(80, 260, 1650, 2600, voice=0.6, zero=1500),),
-    "H": (Phase(75, 560, 1500, 2500, breath=0.45),),
-    "S": (Phase(100, 320, 1650, 2600, hiss=1.0, centre=6200, width=900),),
-    "Z": (Phase(90, 280, 1650, 2600, voice=0.4, hiss=0.55, centre=6200, width=900),),
-    "F": (Phase(95, 320, 1100, 2200, hiss=0.4, centre=4500, width=4000),),
-    "V": (Phase(80, 280, 1100, 2200, voice=0.5, hiss=0.25, centre=4500, width=4000),),
+    "A": (Phase(145, 800, 1300, 2550, voice=1.0),),
+    "E": (Phase(125, 540, 1900, 2550, voice=1.0),),
+    "I": (Phase(120, 290, 2300, 3050, voice=1.1),),
+    "O": (Phase(140, 520, 850, 2450, voice=1.0),),
+    "U": (Phase(125, 320, 1080, 2250, voice=1.1),),
+    "Y": (Phase(110, 290, 1750, 2150, voice=1.1),),
+    "W": (Phase(105, 270, 620, 2250, voice=0.8),),
+    "L": (Phase(105, 370, 1050, 3000, voice=0.65),),
+    "R": (Phase(105, 400, 1250, 1600, voice=0.75),),
+    "M": (Phase(110, 260, 1050, 2200, voice=0.6, zero=600),),
+    "N": (Phase(110, 260, 1650, 2600, voice=0.6, zero=1500),),
+    "H": (Phase(95, 560, 1500, 2500, breath=0.45),),
+    "S": (Phase(130, 320, 1650, 2600, hiss=1.0, centre=6200, width=900),),
+    "Z": (Phase(115, 280, 1650, 2600, voice=0.4, hiss=0.55, centre=6200, width=900),),
+    "F": (Phase(125, 320, 1100, 2200, hiss=0.4, centre=4500, width=4000),),
+    "V": (Phase(105, 280, 1100, 2200, voice=0.5, hiss=0.25, centre=4500, width=4000),),
     "X": (
         Phase(45, 300, 2000, 2500),
-        Phase(70, 320, 1800, 2500, hiss=0.9, centre=4600, width=500),
+        Phase(90, 320, 1800, 2500, hiss=0.9, centre=4600, width=500),
     ),
     "C": (
         Phase(45, 300, 1900, 2600),
-        Phase(70, 300, 1900, 2600, hiss=0.9, centre=3000, width=500),
+        Phase(90, 300, 1900, 2600, hiss=0.9, centre=3000, width=500),
     ),
     "J": (
         Phase(45, 220, 1900, 2600, voice=0.45),
-        Phase(60, 280, 1900, 2600, voice=0.5, hiss=0.6, centre=3000, width=500),
+        Phase(80, 280, 1900, 2600, voice=0.5, hiss=0.6, centre=3000, width=500),
     ),
     "P": _stop(300, 800, 2100, 0.0, 800),
     "T": _stop(300, 1750, 2700, 0.0, 4600),
@@ -99,10 +99,11 @@ SOUNDS: dict[str, tuple[Phase, ...]] = {
     ),
     "'": (Phase(45, 600, 1300, 1900, voice=0.12, breath=0.08),),
     "again": (Phase(28, voice=0.08),),
-    " ": (Phase(75),),
-    "pause": (Phase(350),),
+    " ": (Phase(60, voice=0.3),),
+    "pause": (Phase(330),),
 }
-"""Letters; and the dip between two equal letters, the gap between words, the pause."""
+"""Letters; and the dip between two equal letters, the murmur between words that are spoken in one
+breath, the pause."""
 
 PHASES: tuple[Phase, ...] = tuple(phase for sound in SOUNDS.values() for phase in sound)
 PHASES_OF: dict[str, tuple[int, ...]] = {}
@@ -174,7 +175,7 @@ def synthesize(phases: Ints, samples: Ints, voice: Voice, rng: np.random.Generat
         out[part : part + frames] += pieces[:, part]
     wave = out.reshape(-1)[HOP : HOP + total]  # frame 0 starts one hop before sample 0
 
-    level, signal_to_noise = rng.uniform(0.055, 0.095), rng.uniform(30.0, 45.0)
+    level, signal_to_noise = rng.uniform(0.055, 0.095), rng.uniform(50.0, 62.0)
     rms = float(np.sqrt(np.mean(np.square(wave))))
     wave = wave + noise[::-1] * np.float32(rms * 10 ** (-signal_to_noise / 20))
     return (wave * min(level / rms, 0.95 / float(np.abs(wave).max()))).astype(np.float32)
