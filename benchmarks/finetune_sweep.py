@@ -128,7 +128,7 @@ class Bank:
             output: HeadBankOutput = self.recognizer(setting.waveform, setting.samples)
             return output
         features = self.file.collate(range(len(setting.samples))).to(setting.device)
-        frames = torch.as_tensor(self.file.frames).to(setting.device)
+        frames = torch.as_tensor(self.file.frames)
         return self.recognizer.forward_features(features, frames)
 
     def step(self) -> None:
@@ -137,12 +137,10 @@ class Bank:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         out = self.forward()
-        losses = []
-        for logits in out.logits.values():
-            terms = ctc_loss(logits, setting.targets, out.lengths, setting.sizes)
-            losses.append(terms.loss / terms.utterances)
-            blank_frames(logits.detach(), out.lengths)  # as the stage logs it
-        torch.stack(losses).sum().backward()
+        logits = torch.stack(list(out.logits.values()))
+        terms = ctc_loss(logits, setting.targets, out.lengths, setting.sizes)
+        blank_frames(logits.detach().argmax(-1), out.lengths)  # as the stage logs it
+        (terms.loss / terms.utterances).sum().backward()
         for optimizer in self.optimizers.values():
             optimizer.step()
 

@@ -24,7 +24,7 @@ from reproduce.compat import import_torchaudio
 from reproduce.errors import DataError
 from reproduce.model import operations
 from reproduce.model.folders import Count, Share, Switch, key_problems
-from reproduce.objective.frames import Frames
+from reproduce.objective.frames import Frames, sent, valid_frames
 
 Extractor = Literal["group_norm", "layer_norm"]
 
@@ -184,7 +184,7 @@ class EncoderOutput:
 
     Attributes:
         features: outputs of the transformer [B, F, D], or of the wanted frames alone [N, D].
-        lengths: valid frames of each utterance [B] int64.
+        lengths: valid frames of each utterance [B] int64, where the samples' lengths were given.
         extracted: normalized outputs of the convolutions [B, F, C], never masked: the quantizer's
             input.
     """
@@ -255,7 +255,7 @@ class Encoder(nn.Module):
 
         Args:
             waveform: normalized samples [B, T], zero where padded.
-            lengths: valid samples [B]; None: all of them.
+            lengths: valid samples [B], best on the CPU, and so the masks; None: all of them.
             mask: frames whose projected features the mask embedding replaces [B, F] bool.
             channel_mask: channels set to zero in all frames [B, D] bool.
             wanted: frames whose outputs are wanted; None: all. The last layer attends from these
@@ -276,19 +276,17 @@ class Encoder(nn.Module):
             frame_lengths = torch.full((batch,), total, device=device)
         else:
             frame_lengths = self.frames(lengths)
-            ragged = self.config.extractor == "layer_norm" and bool((frame_lengths < total).any())
-            frame_lengths = frame_lengths.to(device, non_blocking=True)
-            if ragged:
-                padded = torch.arange(total, device=device) >= frame_lengths[:, None]
+            if self.config.extractor == "layer_norm" and bool((frame_lengths < total).any()):
+                padded = sent(~valid_frames(frame_lengths, total), device)
 
         projection: Any = self.feature_projection
         hidden = self._dropout(projection.projection(extracted), self.config.projection_dropout)
         if mask is not None:
             embedding = self.mask_embedding.to(hidden.dtype)
-            hidden = torch.where(mask.to(device, non_blocking=True)[..., None], embedding, hidden)
+            hidden = torch.where(sent(mask, device)[..., None], embedding, hidden)
         if channel_mask is not None:
             check_mask(channel_mask, (batch, hidden.shape[2]), "channel_mask")
-            hidden = hidden.masked_fill(channel_mask.to(device)[:, None], 0.0)
+            hidden = hidden.masked_fill(sent(channel_mask, device)[:, None], 0.0)
         return EncoderOutput(self._transform(hidden, padded, wanted), frame_lengths, extracted)
 
     @overload

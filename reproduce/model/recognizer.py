@@ -37,7 +37,7 @@ class HeadBankOutput:
 
     Attributes:
         logits: [B, F, V].
-        lengths: [B] int64, frames that CTC is to see.
+        lengths: [B] int64, frames that CTC is to see; where the lengths were given, best the CPU.
         commitment: scalar sum over frames, for arms with a quantizer; see ``QuantizedBank``.
         frames: frames behind ``commitment`` and ``sums``.
         codes: [B, F, L] int64, for arms with a quantizer; -1 at frames left out.
@@ -255,6 +255,8 @@ class Recognizer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Waveform [B, T], lengths [B] in samples -> features [B, F, D], frames [B] for CTC.
 
+        The frames are on the CPU, or where the lengths were given: best on the CPU too.
+
         In eval mode the features don't depend on what else is in the batch: an encoder with
         layer-norm extractor heeds the lengths, and one with group-norm extractor, which can't, is
         given each utterance alone. In train mode its features depend on the padding, as in
@@ -263,7 +265,7 @@ class Recognizer(nn.Module):
         F is at least 1. An utterance too short for a frame has length 0 and zeros for features.
         """
         if isinstance(self.encoder, Encoder) and not self.encoder.frames(waveform.shape[1]):
-            none = torch.zeros(len(waveform), dtype=torch.int64, device=waveform.device)
+            none = torch.zeros(len(waveform), dtype=torch.int64)
             return waveform.new_zeros(len(waveform), 1, self.encoder.config.width), none
         told = lengths if self.input_length == "utterance" else None
         frozen = self.encoder_mode != "trained"
@@ -272,6 +274,8 @@ class Recognizer(nn.Module):
             if told is not None and unmasked and self._alone(waveform, told):
                 return self._encode_alone(waveform, told)
             features, frames = self.encoder(waveform, told, mask=mask, channel_mask=channel_mask)
+        if told is None:
+            frames = torch.full((len(features),), features.shape[1])
         return features, frames
 
     def _alone(self, waveform: Tensor, lengths: Tensor) -> bool:
@@ -290,7 +294,7 @@ class Recognizer(nn.Module):
             else row.new_zeros(0, encoder.config.width)
             for row, length in zip(waveform, lengths.tolist(), strict=True)
         ]
-        return pad_sequence(rows, batch_first=True), encoder.frames(lengths).to(waveform.device)
+        return pad_sequence(rows, batch_first=True), encoder.frames(lengths)
 
     def forward(
         self,
@@ -330,7 +334,7 @@ class Recognizer(nn.Module):
     def needs_codebooks(self) -> bool:
         """Whether :meth:`initialize_codebooks` is due before training."""
         bank = self.heads.quantizers
-        return bank is not None and not bool(bank.initialized.all())
+        return bank is not None and not all(bank.initialized)
 
     @torch.no_grad()
     def initialize_codebooks(

@@ -32,11 +32,14 @@ from reproduce.model.codebook import (
     squared_norms,
 )
 from reproduce.model.precision import full_precision
+from reproduce.objective.frames import Frames, sent, valid_frames
 from reproduce.position import derive_seed
 
 SMOOTHING = 1e-5
 """Laplace smoothing of cluster sizes (vector-quantize-pytorch ``eps``)."""
-ARM_BUFFERS = ("codebooks", "cluster_size", "vector_sum", "moves", "initialized")
+ARM_BUFFERS = ("codebooks", "cluster_size", "vector_sum")
+ARM_COUNTS = ("moves", "initialized")
+"""Of an arm too, but known to the host."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ class ResidualQuantizers(nn.Module):
     arm: the codebooks of a level are one slice [A_l, V, D], and the arms active at a level are the
     first A_l.
 
+    Nothing here waits for a GPU but :meth:`initialize` and what reads a state: which frames take
+    part follows from lengths on the CPU, and how often codebooks moved is known there.
+
     Args:
         levels: number of levels of each arm, each >= 1.
         dim: D.
@@ -105,8 +111,7 @@ class ResidualQuantizers(nn.Module):
     codebooks: Tensor
     cluster_size: Tensor
     vector_sum: Tensor
-    moves: Tensor
-    initialized: Tensor
+    _by_arm: Tensor
     _sizes: Tensor
     _sums: Tensor
     _candidates: Tensor
@@ -139,8 +144,11 @@ class ResidualQuantizers(nn.Module):
         self.register_buffer("codebooks", codebooks)
         self.register_buffer("cluster_size", torch.ones(start, codes))
         self.register_buffer("vector_sum", codebooks.clone())
-        self.register_buffer("moves", torch.zeros(len(levels), dtype=torch.int64))
-        self.register_buffer("initialized", torch.full((len(levels),), not options.kmeans_init))
+        # An arm's movements so far, and whether its codebooks have been started.
+        self.moves = [0] * len(levels)
+        self.initialized = [not options.kmeans_init] * len(levels)
+        rows = [row for arm in range(len(levels)) for row in self.rows(arm)]
+        self.register_buffer("_by_arm", torch.tensor(rows), persistent=False)
         # What the frames seen since the last movement add up to.
         self.register_buffer("_sizes", torch.zeros(start, codes), persistent=False)
         self.register_buffer("_sums", torch.zeros(start, codes, dim), persistent=False)
@@ -166,7 +174,8 @@ class ResidualQuantizers(nn.Module):
         after the frames were quantized with the old ones, or in :meth:`apply_update`.
 
         Args:
-            lengths: [B] frames of each utterance; None: all F. Frames beyond take no part.
+            lengths: [B] frames of each utterance, best on the CPU; None: all F. Frames beyond take
+                no part.
             micro_batch: (index, number) of this micro-batch within the update, counted over all
                 ranks. Needed where codes are revived once an update.
 
@@ -174,39 +183,47 @@ class ResidualQuantizers(nn.Module):
             RuntimeError: codebooks wait for :meth:`initialize`.
             ValueError: ``micro_batch`` is needed and missing.
         """
-        if self.options.kmeans_init and not bool(self.initialized.all()):
+        if not all(self.initialized):
             raise RuntimeError("codebooks not initialized: call initialize() with frames first")
         if self.training and self.options.ema == "micro_batch":
             micro_batch = (0, 1)
         if self.training and micro_batch is None and self.options.revive_below is not None:
             raise ValueError("reviving codes once an update needs micro_batch=(index, number)")
+        chosen = _chosen(features, lengths)
         with full_precision(features.device), torch.no_grad():
-            valid = _valid(features, lengths)
-            values = features.to(self.codebooks.dtype)
-            frames = values.flatten(0, 1) if valid is None else values[valid]
+            frames = _rows(features.to(self.codebooks.dtype), chosen)
             slope_wanted = features.requires_grad
             quantized, codes, errors, counts, slope = self._walk(frames, slope_wanted, micro_batch)
             if self.training and self.options.ema == "micro_batch":
                 self.apply_update()
 
-        shape = features.shape[:2]
+        def unpacked(rows: Tensor, fill: int) -> Tensor:
+            """[N, X] -> [B, F, X]."""
+            if chosen is None:
+                return rows.view(*features.shape[:2], -1)
+            return chosen.put(rows, fill)
+
         sums, outputs, arm_codes, commitment = [], [], [], []
         # Exactly zero, with the gradient of the features: carries gradients, changes no value.
         ghost = features - features.detach() if features.requires_grad else None
+        valid = None if chosen is None or ghost is None else chosen.sent(chosen.where)[..., None]
+        errors_by_arm, counts_by_arm = (
+            torch.split(tensor.index_select(0, self._by_arm), list(self.levels))  # type: ignore[no-untyped-call]
+            for tensor in (errors, counts)
+        )
         for arm in range(len(self.levels)):
-            place, rows = self._order.index(arm), self.rows(arm)
-            sums.append(CodeSums(errors[rows], counts[rows]))
-            output = _unpack(quantized[place], valid, shape, 0)
-            loss = errors[rows].sum().to(output.dtype)
+            place = self._order.index(arm)
+            sums.append(CodeSums(errors_by_arm[arm], counts_by_arm[arm]))
+            output = unpacked(quantized[place], 0)
+            loss = errors_by_arm[arm].sum().to(output.dtype)
             if ghost is not None and slope is not None:
-                carrier = ghost.flatten(0, 1) if valid is None else ghost[valid]
-                loss = loss + (slope[place] * carrier).sum()
+                loss = loss + (slope[place] * _rows(ghost, chosen)).sum()
                 if self.options.straight_through:
-                    output = output + (ghost if valid is None else ghost * valid.unsqueeze(-1))
+                    output = output + (ghost if valid is None else ghost * valid)
             outputs.append(output)
             commitment.append(loss)
-            chosen = torch.stack([codes[level][place] for level in range(len(rows))], -1)
-            arm_codes.append(_unpack(chosen, valid, shape, -1))
+            levels = [codes[level][place] for level in range(self.levels[arm])]
+            arm_codes.append(unpacked(torch.stack(levels, -1), -1))
         return QuantizedBank(
             tuple(outputs), tuple(arm_codes), torch.stack(commitment), len(frames), tuple(sums)
         )
@@ -264,7 +281,7 @@ class ResidualQuantizers(nn.Module):
         self.vector_sum.lerp_(self._sums, 1 - self.options.decay)
         self._normalize()
         if self.options.revive_below is not None:
-            fresh = torch.as_tensor(self.options.revive_below).to(self.cluster_size)
+            fresh = self.cluster_size.new_full((), self.options.revive_below)
             dead = (self.cluster_size < fresh) & (self._filled > 0)
             wide = dead.unsqueeze(-1)
             self.cluster_size.copy_(torch.where(dead, fresh, self.cluster_size))
@@ -272,7 +289,7 @@ class ResidualQuantizers(nn.Module):
             self.codebooks.copy_(torch.where(wide, self._candidates, self.codebooks))
         for tensor in self.pending():
             tensor.zero_()
-        self.moves += 1
+        self.moves = [moves + 1 for moves in self.moves]
 
     @torch.no_grad()
     def initialize(self, features: Tensor, lengths: Tensor | None = None) -> None:
@@ -287,14 +304,14 @@ class ResidualQuantizers(nn.Module):
             lengths: [B] frames of each utterance; ignored if ``options.padding``.
         """
         if features.ndim == 3:
-            valid = None if self.options.padding else _valid(features, lengths)
-            features = features.flatten(0, 1) if valid is None else features[valid]
+            chosen = None if self.options.padding else _chosen(features, lengths)
+            features = _rows(features, chosen)
         frames = features.to(self.codebooks)
         if len(frames) == 0:
             raise ValueError("no frames to start the codebooks from")
         with full_precision(frames.device):
             self._start(frames)
-        self.initialized.fill_(True)
+        self.initialized = [True] * len(self.levels)
 
     def _start(self, frames: Tensor) -> None:
         """k-means on frames [N, D], level by level."""
@@ -332,7 +349,9 @@ class ResidualQuantizers(nn.Module):
 
     def arm_state(self, arm: int) -> dict[str, Tensor]:
         """Copies of an arm's buffers: codebooks [L, V, D], first level first, and their sums."""
-        return {name: getattr(self, name)[self._where(name, arm)].clone() for name in ARM_BUFFERS}
+        state = {name: getattr(self, name)[self.rows(arm)] for name in ARM_BUFFERS}
+        counted = {name: torch.tensor(getattr(self, name)[arm]) for name in ARM_COUNTS}
+        return state | counted
 
     def load_arm_state(self, arm: int, state: dict[str, Tensor]) -> None:
         """Take over what :meth:`arm_state` gave.
@@ -340,19 +359,18 @@ class ResidualQuantizers(nn.Module):
         Raises:
             DataError: a tensor is missing, unexpected or of another shape.
         """
-        expected = {name: getattr(self, name)[self._where(name, arm)].shape for name in ARM_BUFFERS}
+        expected = {name: tensor.shape for name, tensor in self.arm_state(arm).items()}
         found = {name: tensor.shape for name, tensor in state.items()}
         if found != expected:
             raise DataError(
                 f"the quantizer's tensors are {_shapes(found)}, wanted {_shapes(expected)}",
                 do="Use weights of an arm with the same levels, codes and feature width.",
             )
-        for name, tensor in state.items():
+        for name in ARM_BUFFERS:
             buffer = getattr(self, name)
-            buffer[self._where(name, arm)] = tensor.to(buffer)
-
-    def _where(self, name: str, arm: int) -> int | list[int]:
-        return arm if name in ("moves", "initialized") else self.rows(arm)
+            buffer[self.rows(arm)] = state[name].to(buffer)
+        for name in ARM_COUNTS:
+            getattr(self, name)[arm] = state[name].item()
 
     def _generator(self, arm: int, *position: int | str) -> torch.Generator:
         seed = derive_seed(self.seeds[arm], "rvq", *position)
@@ -378,11 +396,11 @@ class ResidualQuantizers(nn.Module):
         wanted = min(len(range(index, self.options.codes, number)), frames)
         slots = slice(index, index + wanted * number, number)
         draws = [
-            _draw(frames, wanted, self._generator(arm, "revive", move, index))
-            for arm, move in zip(self._order, self.moves[self._order].tolist())
+            _draw(frames, wanted, self._generator(arm, "revive", self.moves[arm], index))
+            for arm in self._order
         ]
         self._filled[slots] += 1
-        return slots, torch.stack(draws).to(self.codebooks.device)
+        return slots, sent(torch.stack(draws), self.codebooks.device)
 
 
 def _draw(count: int, wanted: int, generator: torch.Generator) -> Tensor:
@@ -392,22 +410,16 @@ def _draw(count: int, wanted: int, generator: torch.Generator) -> Tensor:
     return torch.randint(count, (wanted,), generator=generator)
 
 
-def _valid(features: Tensor, lengths: Tensor | None) -> Tensor | None:
-    """[B, F] bool, or None if every frame counts."""
-    if lengths is None:
+def _chosen(features: Tensor, lengths: Tensor | None) -> Frames | None:
+    """The frames of features [B, F, D] that take part; None: every one."""
+    if lengths is None or bool((lengths >= features.shape[1]).all()):
         return None
-    frames = torch.arange(features.shape[1], device=features.device)
-    valid = frames < lengths.to(features.device).unsqueeze(-1)
-    return None if bool(valid.all()) else valid
+    return Frames(valid_frames(lengths, features.shape[1]), features.device)
 
 
-def _unpack(rows: Tensor, valid: Tensor | None, shape: torch.Size, fill: int) -> Tensor:
-    """[N, X] -> [B, F, X]."""
-    if valid is None:
-        return rows.view(*shape, -1)
-    full = rows.new_full((*shape, rows.shape[-1]), fill)
-    full[valid] = rows
-    return full
+def _rows(values: Tensor, chosen: Frames | None) -> Tensor:
+    """[B, F, D] -> [N, D]."""
+    return values.flatten(0, 1) if chosen is None else chosen.pick(values)
 
 
 def _shapes(shapes: dict[str, torch.Size]) -> str:

@@ -102,7 +102,7 @@ class TrainedRecognizer(Recognizer):
         self.eval()
         decoder = self.decoder
         logits = self._logits(_samples(waveform), window, margin)
-        (ids,) = greedy_decode(logits[None], torch.tensor([len(logits)]), decoder.blank)
+        (ids,) = greedy_decode(logits.argmax(-1)[None], torch.tensor([len(logits)]), decoder.blank)
         return decoder.decode(ids)
 
     def _logits(self, samples: np.ndarray, window: float, margin: float) -> Tensor:

@@ -9,6 +9,21 @@ import torch
 from torch import Tensor
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` on ``device``; between the CPU and a GPU by a copy that nobody waits for.
+
+    That takes pinned memory: from any other the host waits until the GPU has come to the copy.
+    """
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
+def valid_frames(lengths: Tensor, total: int) -> Tensor:
+    """Which of F frames are an utterance's own: lengths [B] -> [B, F] bool, on the same device."""
+    return torch.arange(total, device=lengths.device) < lengths[:, None]
+
+
 class Frames:
     """The true places of a mask, in row-major order.
 
@@ -35,13 +50,16 @@ class Frames:
 
     def sent(self, index: Tensor) -> Tensor:
         """An index on the values' device, which nobody waits for."""
-        if self.device.type == "cuda" and index.device.type == "cpu":
-            index = index.pin_memory()
-        return index.to(self.device, non_blocking=True)
+        return sent(index, self.device)
 
     def pick(self, values: Tensor) -> Tensor:
         """[B, F, D] -> [N, D]."""
         return values.flatten(0, 1).index_select(0, self.places)
+
+    def put(self, values: Tensor, fill: int) -> Tensor:
+        """[N, D] -> [B, F, D], the inverse of `pick`, with ``fill`` elsewhere."""
+        full = values.new_full((self.where.numel(), values.shape[1]), fill)
+        return full.index_copy_(0, self.places, values).view(*self.where.shape, values.shape[1])
 
     def spread(self, values: Tensor) -> Tensor:
         """[N, D] -> [B, Q, D], zeros behind each utterance's frames."""

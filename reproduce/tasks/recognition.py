@@ -25,7 +25,7 @@ from reproduce.position import generator
 from reproduce.recipe.schema import Finetune
 from reproduce.records import HYPOTHESES_COLUMNS, Outcome, write_text
 from reproduce.tasks.context import Context
-from reproduce.tasks.validation import over_batches
+from reproduce.tasks.validation import on_the_host, over_batches
 from reproduce.tasks.wiring import autocast
 from reproduce.training.distributed import Ranks
 from reproduce.training.loop import Learner, Row, Task, Terms
@@ -116,20 +116,21 @@ class FinetuneTask(Task):
     def forward(self, update: int, index: int, batch: Batch) -> dict[str, Terms]:
         mask, channels = self._masks(update, index, batch)
         out = self._recognize(batch, mask, channels, micro_batch=(index, self.micro_batches))
-        targets, sizes = self._targets(batch.texts)
+        logits = torch.stack(list(out.logits.values()))
+        ctc = ctc_loss(logits, *self._comparison(batch, out), self.vocabulary.blank)
+        best = logits.detach().argmax(-1)
+        blanks, frames = blank_frames(best, out.lengths, self.vocabulary.blank)
         terms: dict[str, Terms] = {}
-        for arm, logits in out.logits.items():
-            ctc = ctc_loss(logits, targets, out.lengths, sizes, self.vocabulary.blank)
-            loss = ctc.loss
+        for arm, summed, blank in zip(out.logits, ctc.loss, blanks, strict=True):
+            loss = summed
             if arm in out.commitment and self.section.rvq.commitment > 0:
                 loss = loss + self.commitment_weight * out.commitment[arm]
-            blanks, frames = blank_frames(logits.detach(), out.lengths, self.vocabulary.blank)
             terms[self.names[arm]] = Terms(
                 loss,
                 {
-                    "ctc_loss": (ctc.loss, ctc.utterances),
+                    "ctc_loss": (summed, ctc.utterances),
                     "zeroed": (ctc.zeroed, ctc.utterances),
-                    "blank_rate": (blanks, frames),
+                    "blank_rate": (blank, frames),
                 },
             )
             if arm in out.sums:
@@ -188,11 +189,14 @@ class FinetuneTask(Task):
             )
         return mask, channels
 
-    def _targets(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Concatenated token ids and the number of each utterance."""
-        ids = [self.vocabulary.encode(text) for text in texts]
+    def _comparison(
+        self, batch: Batch, out: HeadBankOutput
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token ids of a batch, concatenated; frames and tokens of each utterance [B]."""
+        ids = [self.vocabulary.encode(text) for text in batch.texts]
         flat = [token for tokens in ids for token in tokens]
-        return torch.tensor(flat, dtype=torch.int64), torch.tensor([len(t) for t in ids])
+        sizes = torch.tensor([len(tokens) for tokens in ids])
+        return torch.tensor(flat, dtype=torch.int64), out.lengths, sizes
 
     def end_update(self, update: int, ranks: Ranks) -> None:
         bank = self.recognizer.heads.quantizers
@@ -251,20 +255,23 @@ class FinetuneTask(Task):
 
     def _validate_batch(self, batch: Batch) -> dict[str, _Validated]:
         out = self._recognize(batch)
-        targets, sizes = self._targets(batch.texts)
+        blank = self.vocabulary.blank
+        logits = torch.stack(list(out.logits.values()))
+        ctc = ctc_loss(logits, *self._comparison(batch, out), blank)
+        sums = [tensor for arm in out.sums for tensor in out.sums[arm].tensors()]
+        losses, best, *sums = on_the_host([ctc.loss, logits.argmax(-1), *sums])
+        blanks, frames = blank_frames(best, out.lengths, blank)
+        sums_by_arm = dict(zip(out.sums, zip(sums[::2], sums[1::2], strict=True), strict=True))
         found = {}
-        for arm, logits in out.logits.items():
-            ctc = ctc_loss(logits, targets, out.lengths, sizes, self.vocabulary.blank)
-            blanks, frames = blank_frames(logits, out.lengths, self.vocabulary.blank)
-            decoded = greedy_decode(logits, out.lengths, self.vocabulary.blank)
-            sums = out.sums.get(arm)
+        for number, arm in enumerate(out.logits):
+            decoded = greedy_decode(best[number], out.lengths, blank)
             found[arm] = _Validated(
-                float(ctc.loss),
-                int(ctc.zeroed),
-                int(blanks),
-                int(frames),
+                float(losses[number]),
+                ctc.zeroed,
+                int(blanks[number]),
+                frames,
                 [self.vocabulary.decode(ids) for ids in decoded],
-                None if sums is None else CodeSums(*(t.cpu() for t in sums.tensors())),
+                CodeSums(*sums_by_arm[arm]) if arm in sums_by_arm else None,
             )
         return found
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
+
+import torch
 
 from reproduce.data.batches import prefetch
 from reproduce.recipe.schema import Compute
@@ -43,3 +45,11 @@ def over_batches(
     own = [(number, use(given)) for (number, _), given in zip(mine, made, strict=True)]
     parts = sorted((p for part in ranks.gather(own) for p in part), key=lambda p: p[0])
     return [part for _, part in parts]
+
+
+def on_the_host(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors on the CPU; a GPU is waited for once."""
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()
+    return copies

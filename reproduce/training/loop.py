@@ -338,16 +338,15 @@ class Loop:
         ranks.sum_([gradient for group in gradients for gradient in group])
         totals.close(stop.signal_number)
         ranks.sum_([totals.values])
-        values, number = totals.read()
         for group in gradients:
             torch._foreach_div_(group, divisor)
+        norms = [torch.nn.utils.get_total_norm(group) for group in gradients]
+        values, number, grad_norms = totals.read(norms)  # waits for the device
         inspected = self.task.inspect(update, weights, divisor)
         seconds = sum(sum(self.speech.lengths(batch)) for batch in micro) / 16000
         rate = settings.learning_rate(update)
-        for learner, group in zip(active, gradients, strict=True):
-            norm = torch.nn.utils.get_total_norm(group)
+        for learner, group, grad_norm in zip(active, gradients, grad_norms, strict=True):
             learner.audio_seconds += seconds
-            grad_norm = float(norm)
             sums = values[learner.name]
             if not (math.isfinite(grad_norm) and all(math.isfinite(s) for s, _ in sums.values())):
                 self._diverged(learner, update, micro)
@@ -568,18 +567,26 @@ class _Totals:
         """
         self.known[-2] = float(number == signal.SIGINT)
         self.known[-1] = float(number == signal.SIGTERM)
-        self.values += torch.tensor(self.known, dtype=torch.float64, device=self.values.device)
+        device = self.values.device
+        known = torch.tensor(self.known, dtype=torch.float64, pin_memory=device.type == "cuda")
+        self.values += known.to(device, non_blocking=True)
 
-    def read(self) -> tuple[dict[str, dict[str, tuple[float, float]]], int]:
-        """Learner -> name -> (sum, count), and the signal that any rank received (0: none)."""
-        *flat, interrupt, terminate = self.values.tolist()
+    def read(
+        self, more: Sequence[Tensor]
+    ) -> tuple[dict[str, dict[str, tuple[float, float]]], int, list[float]]:
+        """Learner -> name -> (sum, count); the signal that any rank received (0: none); and what
+        else is wanted from the device, scalars, at the same time."""
+        known = len(self.values)
+        read = torch.cat([self.values, *(value.double()[None] for value in more)]).tolist()
+        *flat, interrupt, terminate = read[:known]
         found: dict[str, dict[str, tuple[float, float]]] = {}
         for learner in self.learners:
             found[learner] = {}
             for name in self.names:
                 total, count, *flat = flat
                 found[learner][name] = (total, count)
-        return found, int(signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0)
+        number = int(signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0)
+        return found, number, read[known:]
 
 
 def _postfix(learners: Sequence[Learner]) -> str:
