@@ -204,6 +204,7 @@ def pack(decoded: Decoded) -> Packed:
     with _reasons("converted"):
         channels = 1 if decoded.samples.ndim == 1 else decoded.samples.shape[1]
         mono = _mixed_down(decoded, channels)
+        _refuse_cancelled(mono, decoded.samples)
         _refuse_silence(mono)  # before resampling, which makes ripples of a constant's ends
         if mono.dtype == np.int16 and decoded.rate == SAMPLE_RATE:
             pcm, clipped = mono.astype("<i2", copy=False), 0
@@ -229,6 +230,27 @@ def _mixed_down(decoded: Decoded, channels: int) -> Float32 | Int16:
         return raw.reshape(-1)
     mono: Float32 = _floats(raw).mean(axis=1, dtype=np.float32)
     return mono
+
+
+def _refuse_cancelled(mono: Float32 | Int16, channels: Float32 | Int16) -> None:
+    """Channels of opposite phase cancel in their mean.
+
+    Where all of C channels but one are silent, their mean has a C-th of its loudness (RMS), and
+    independent ones have more: a mean with less than a fifth of that was cancelled.
+    """
+    if channels.ndim == 1 or channels.shape[1] == 1:
+        return
+    loudness = [_rms(_floats(channel).clip(-LOUDEST, LOUDEST)) for channel in channels.T]
+    loudest = max(loudness)
+    if _rms(mono) * len(loudness) < 0.2 * loudest:
+        raise AudioError(
+            "the channels cancel each other: in opposite phase, their mean is all but silent; save "
+            f"channel {1 + loudness.index(loudest)} alone"
+        )
+
+
+def _rms(samples: Float32 | Int16) -> float:
+    return float(np.sqrt(np.mean(np.square(samples))))
 
 
 def _floats(samples: Float32 | Int16) -> Float32:

@@ -25,6 +25,7 @@ from reproduce.data.columns import ColumnsFile, Rows, map_columns, read_csv
 from reproduce.data.corpora import SPLITS, Item, Rejected
 from reproduce.data.disk import writing
 from reproduce.data.packing import Entry, Journal, listing_sha256, pack_into
+from reproduce.data.splits import DrawnSplits
 from reproduce.data.subsets import STUDY_SEED, SubsetLists, list_name, nested_subsets
 from reproduce.data.summary import Summary, Tally
 from reproduce.data.verified import read_through, remember, sha256_of
@@ -256,8 +257,9 @@ def _write_rows(
     journal: Journal, folder: Path, corpus: str, subset_seed: int
 ) -> tuple[Tally, dict[str, dict[str, Any]]]:
     """Write the manifest and the lists of the subsets from the journal."""
+    splits = DrawnSplits(journal)
     train = array("d")
-    for entry in journal:
+    for entry in map(splits, journal):
         if isinstance(entry, Entry) and entry.split == "train":
             train.append(entry.samples / SAMPLE_RATE)
     labels = iter(nested_subsets(train, subset_seed))
@@ -269,7 +271,7 @@ def _write_rows(
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(MANIFEST_COLUMNS)
-        for entry in journal:
+        for entry in map(splits, journal):
             if isinstance(entry, Rejected):
                 tally.reject(entry)
                 continue

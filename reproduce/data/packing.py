@@ -37,7 +37,7 @@ from reproduce.data.audio import (
     pack,
     shard_name,
 )
-from reproduce.data.corpora import SPLITS, AudioSource, Item, Rejected, Utterance
+from reproduce.data.corpora import DRAWN, SPLITS, AudioSource, Item, Rejected, Utterance
 from reproduce.errors import DataError
 
 FORMAT = 1
@@ -88,7 +88,7 @@ def clean(item: Item) -> Item:
     reason = ""
     if not item.id:
         reason = "no id"
-    elif item.split not in SPLITS:
+    elif item.split not in SPLITS and not item.split.startswith(DRAWN):
         reason = f"unknown split: {item.split!r}"
     elif all(c == " " or unicodedata.category(c) == "Cf" for c in text):  # nothing, or unseen
         reason = "no transcript"

@@ -204,7 +204,7 @@ def test_samples_that_are_not_finite_are_refused(value: float) -> None:
 def test_silence_and_nothing_are_refused() -> None:
     with pytest.raises(AudioError, match="no samples"):
         pack(Decoded(np.zeros(0, np.float32), 16000, ""))
-    both = np.stack([noise(1000), -noise(1000)], axis=1)
+    both = np.stack([np.zeros(1000), np.full(1000, 0.25)], axis=1)
     for samples in (np.zeros(1000), np.full(1000, 0.25), np.full(1000, 1e-6), both):
         for rate in (16000, 44100):  # resampled, a constant is none any more
             with pytest.raises(AudioError, match="silent"):
@@ -212,6 +212,21 @@ def test_silence_and_nothing_are_refused() -> None:
     for rate in (16000, 44100):
         with pytest.raises(AudioError, match="silent"):
             pack(Decoded(np.full(1000, 77, np.int16), rate, ""))
+
+
+def test_channels_that_cancel_each_other_are_not_called_silent() -> None:
+    x, y = noise(16000), noise(16000, seed=1)
+    for channels in ([x, -x], [x, -0.9 * x], [0.5 * x, y, -0.5 * x, -y]):
+        for exact in (False, True):
+            samples = np.stack(channels, axis=1).astype(np.float32)
+            samples = (samples * 32767).astype(np.int16) if exact else samples
+            with pytest.raises(
+                AudioError, match=r"the channels cancel each other: .* save channel"
+            ) as e:
+                pack(Decoded(samples, 16000, ""))
+            assert str(e.value).endswith(f"channel {2 if len(channels) == 4 else 1} alone")
+    for channels in ([x, 0 * x], [x, y], [x, -0.6 * x], [0 * x] * 7 + [x], [x, x]):
+        pack(Decoded(np.stack(channels, axis=1).astype(np.float32), 16000, ""))
 
 
 @pytest.mark.filterwarnings("error")

@@ -222,7 +222,7 @@ CASES = {
     # the table, the disk, the manifest
     "table not UTF-8": Case(
         do=lambda root: (root / "table.tsv").write_bytes(b"path\ttext\na.wav\t\xff\n"),
-        error="table.tsv: can't be read",
+        error="no good utterance:\n  table.tsv: row 1: not UTF-8",
     ),
     "no good utterance": Case(
         do=lambda root: [(root / f"{name}.wav").write_bytes(b"") for name in "abx"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -94,17 +95,43 @@ def test_damage_is_named_and_nothing_else_is_lost(root: Path, tmp_path: Path) ->
     assert [(u.id, u.source) for u in good] == [("1", "a.wav"), ("9", "b.flac")]
 
 
-def test_an_open_quote_does_not_make_one_transcript_of_many(root: Path) -> None:
-    (root / "table.csv").write_text(
-        'path,text\na.wav,fine\nb.flac,"opened\nsub/c.wav,lost\na.wav,closed"\nsub/c.wav,good\n'
+def test_one_bad_line_is_lost_alone(root: Path) -> None:
+    (root / "table.csv").write_bytes(
+        b'path,text\na.wav,fine\nb.flac,"opened\nsub/c.wav,kept\na.wav,closed"\n'
+        b'b.flac,"Hello" she said\nb.flac,caf\xe9\nb.flac,%s\n\nsub/c.wav,"a ""good"", one"\n'
+        b'a.wav,an "odd" one' % (b"x" * 200_000)
     )
     good, rejected = read(root)
-    assert [(u.source, u.text) for u in good] == [("a.wav", "fine"), ("sub/c.wav", "good")]
+    assert [(u.source, u.text) for u in good] == [
+        ("a.wav", "fine"), ("sub/c.wav", "kept"), ("sub/c.wav", 'a "good", one'),
+        ("a.wav", 'an "odd" one'),
+    ]  # fmt: skip
+    advice = "write a quote within a cell twice and the cell in quotes, an utterance a line"
     assert rejected == {
-        "table.csv: row 2": "a cell holds a line break: lines 3 to 5; close its quote, or write "
-        "one line an utterance",
+        "table.csv: row 2": f"broken quotes: line 3, one of them stands alone; {advice}",
+        "table.csv: row 4": f"broken quotes: line 5, one of them stands alone; {advice}",
+        "table.csv: row 5": f"broken quotes: line 6, text behind a closing one; {advice}",
+        "table.csv: row 6": "not UTF-8: line 7, save the table in this encoding",
+        "table.csv: row 7": "unreadable line: line 8, field larger than field limit (131072)",
         "b.flac": "no transcript in table.csv",
     }
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_MINIMAL, csv.QUOTE_NONNUMERIC])
+def test_a_tsv_with_the_quotes_of_a_csv(root: Path, quoting: int) -> None:
+    texts = ['"Hello", she said', 'five " inches', "plain", "it's"]
+    with open(root / "table.tsv", "w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", quoting=quoting)  # type: ignore[arg-type]
+        writer.writerow(["path", "text"])
+        writer.writerows(("a.wav", text) for text in texts)
+    assert [u.text for u in read(root)[0]] == texts
+
+
+def test_quotes_of_a_tsv_are_characters(root: Path) -> None:
+    texts = ['"Hello"', 'say "hello" ""', '"', '""', 'a"', '"open']
+    (root / "table.tsv").write_text("path\ttext\n" + "".join(f"a.wav\t{t}\n" for t in texts))
+    good, _ = read(root)
+    assert [u.text for u in good] == texts
 
 
 def test_absolute_paths_lead_into_a_root_that_is_a_link(root: Path, tmp_path: Path) -> None:
@@ -134,7 +161,43 @@ def test_damaged_json_lines(root: Path) -> None:
     assert [u.id for u in good] == ["5"]
     assert "not JSON" in rejected["t.jsonl: row 2"]
     assert rejected["t.jsonl: row 3"] == "not a JSON object"
-    assert rejected["t.jsonl: row 4"] == "path: text expected"
+    assert rejected["t.jsonl: row 4"].startswith('text expected: path is {"x": 1}; ')
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('"text": NaN', "text expected: text is NaN; write it in quotes, or leave it out"),
+        ('"text": -Infinity', "text expected: text is -Infinity"),
+        ('"text": true', "text expected: text is true"),
+        ('"text": 5', "text expected: text is 5"),
+        ('"text": 1e999', "text expected: text is Infinity"),
+        ('"text": ["a"]', 'text expected: text is ["a"]'),
+        ('"text": "a", "id": 1.5', "text expected: id is 1.5"),
+        ('"text": "a", "speaker": NaN', "text expected: speaker is NaN"),
+        ('"text": "a", "split": false', "text expected: split is false"),
+        ('"text": "a", "text": "b"', "the same key twice: 'text'"),
+        ('"text": "a", "Text ": "a"', "the same key twice: 'text'"),
+    ],
+)
+def test_json_values_that_are_no_text_are_named_row_by_row(
+    root: Path, row: str, reason: str
+) -> None:
+    good = '{"path": "a.wav", "text": "NaN", "id": 7, "speaker": 12, "split": "train"}'
+    lines = [good, f'{{"path": "b.flac", {row}}}', '{"path": "sub/c.wav", "split": "dev"}']
+    (root / "t.jsonl").write_text("\n".join(lines))
+    found, rejected = read(root)
+    assert next((u.id, u.text, u.speaker) for u in found) == ("7", "NaN", "12")
+    name = "t.jsonl: row 2" if "twice" in reason else "b.flac"
+    assert rejected[name].startswith(reason)
+    assert [u.text for u in found if u.source == "sub/c.wav"] == [""]
+
+
+@pytest.mark.parametrize("suffix", [".MP3", ".aiff", ".aif", ".au", ".caf", ".sph", ".w64", ".oga"])
+def test_audio_without_a_row_is_listed_whatever_its_suffix(root: Path, suffix: str) -> None:
+    (root / f"sub/x{suffix}").write_bytes(b"")
+    (root / "table.csv").write_text("path,text\na.wav,x\nb.flac,x\nsub/c.wav,x\n")
+    assert read(root)[1] == {f"sub/x{suffix}": "no transcript in table.csv"}
 
 
 @pytest.mark.parametrize(
@@ -148,10 +211,9 @@ def test_damaged_json_lines(root: Path) -> None:
         (b"path,words\na.wav,x\n", "no column text"),
         (b"a,b\nc,d\n", "no column path or .*, and no column text or .*its columns: a, b"),
         (b"", "its columns: none"),
-        (b"path,text\na.wav,caf\xe9\n", "can't be read: line 2 isn't UTF-8"),
-        (b'path,text\nb.flac,x\na.wav,"open\n\n\n', "can't be read: line 3: unexpected end"),
+        (b"path,t\xe9xt\na.wav,x\n", "can't be read: not UTF-8: line 1, save the table"),
+        (b'path,"text\nb.flac,x\n', "can't be read: broken quotes: line 1, one of them stands al"),
         (b"path,Text,text\na.wav,A,B\n", "can't be read: line 1 names the column 'text' twice"),
-        (b"path,text\na.wav,x\nb.flac,%s\n" % (b"x" * 200_000), "can't be read: line 3: field la"),
     ],
 )
 def test_a_bad_table_is_one_clear_error(root: Path, content: bytes | None, message: str) -> None:
@@ -171,26 +233,3 @@ def test_which_table(root: Path, tmp_path: Path) -> None:
     assert len(read(root, transcripts=tmp_path / "elsewhere.csv")[0]) == 1
     with pytest.raises(DataError, match="no such file"):
         read(root, transcripts="three.csv")
-
-
-def write_table(root: Path, count: int, speakers: int) -> None:
-    rows = [f"{i},a.wav,x,{f's{i % speakers}' if speakers else ''}" for i in range(count)]
-    (root / "table.csv").write_text("\n".join(["id,path,text,speaker", *rows]))
-
-
-def test_split_by_utterance_or_by_speaker(root: Path) -> None:
-    def valid(**options) -> list[Utterance]:
-        return [u for u in read(root, **options)[0] if u.split == "valid"]
-
-    write_table(root, 200, 0)
-    first = valid(valid_fraction=0.1)
-    assert len(first) == 20
-    assert first == valid(valid_fraction=0.1)
-    assert not valid(valid_fraction=0)
-    write_table(root, 3, 0)
-    assert len(valid(valid_fraction=0.1)) == 1
-    write_table(root, 200, 4)
-    assert len(valid(valid_fraction=0.1)) == 20
-    write_table(root, 200, 40)
-    assert len(valid(valid_fraction=0.1)) == 20
-    assert len({u.speaker for u in valid(valid_fraction=0.1)}) == 4

@@ -25,6 +25,9 @@ from reproduce.data.audio import Decoded
 from reproduce.errors import RecipeError
 
 SPLITS = ("train", "valid", "test")
+DRAWN = "drawn"
+"""Begins the split of utterances whose corpus has none, before the share of validation (``drawn
+0.1``): train or valid is drawn when it is known which are good."""
 
 CORPORA: dict[str, str] = {
     "librispeech": "reproduce.data.corpora.librispeech",
@@ -71,7 +74,7 @@ class Utterance:
 
     Attributes:
         id: unique in the corpus.
-        split: ``train``, ``valid`` or ``test``.
+        split: ``train``, ``valid``, ``test``, or begins with `DRAWN`.
         speaker: empty where unknown.
         text: the transcript as the corpus has it.
         source: path relative to the corpus root, or a name such as ``synthetic:SEED/...``.

@@ -13,8 +13,12 @@ from reproduce.data.audio import MAX_VALUES, AudioError, Decoded, decode, durati
 from reproduce.data.corpora import AudioSource
 from reproduce.errors import DataError, MissingCorpusError
 
-AUDIO_SUFFIXES = frozenset({".flac", ".wav", ".ogg", ".opus"})
-"""File names taken for audio when a folder is searched; the content decides how it is decoded."""
+AUDIO_SUFFIXES = frozenset({
+    ".flac", ".wav", ".wave", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf",
+    ".ogg", ".oga", ".opus", ".mp3", ".sph", ".nist", ".wv1", ".wv2", ".svx", ".8svx", ".16svx",
+})  # fmt: skip
+"""File names taken for audio when a folder is searched, of every container that is decoded; the
+content decides how."""
 
 MAX_BYTES = 4 * MAX_VALUES
 """A larger file isn't read at all."""

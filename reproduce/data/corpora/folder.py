@@ -1,4 +1,4 @@
-"""Audio files with one table of transcripts: CSV, TSV (no quoting) or JSON lines.
+"""Audio files with one table of transcripts: CSV, TSV or JSON lines; a line an utterance.
 
 Columns, by any of these names: ``path`` (``file``, ``file_name``, ``audio``), relative to the
 corpus folder; ``text`` (``transcript``, ``transcription``, ``sentence``); and, where there are any,
@@ -12,12 +12,13 @@ import csv
 import json
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from reproduce.data.corpora import Item, Rejected, Utterance
+from reproduce.data.corpora import DRAWN, Item, Rejected, Utterance
 from reproduce.data.corpora.files import (
     AUDIO_SUFFIXES,
     FOLDER_LINK,
@@ -28,7 +29,6 @@ from reproduce.data.corpora.files import (
     walk,
 )
 from reproduce.errors import DataError, MissingCorpusError
-from reproduce.position import derive_seed
 
 COLUMNS = {
     "path": ("path", "file", "file_name", "audio"),
@@ -70,10 +70,8 @@ def utterances(
         root: the corpus folder.
         transcripts: the table; a relative path is looked up from here, then under the root. None:
             the only .csv, .tsv or .jsonl file in the root.
-        valid_fraction: used where the table has no ``split`` column. Speakers, in the order of a
-            hash of their names, go to validation until it has this share of the rows, so that no
-            speaker is shared; with fewer than 2 / `valid_fraction` speakers, rows do, by a hash of
-            their ids.
+        valid_fraction: share of validation, drawn where the table has no ``split`` column
+            (`reproduce.data.splits`).
 
     Raises:
         DataError: the root or table is missing, ambiguous or unreadable, or a column is missing.
@@ -81,14 +79,11 @@ def utterances(
     base = corpus_root(root, "folder")
     table = _table(base, transcripts)
     columns = _columns(table)
-    validation: set[int] | None = None
-    if "split" not in columns:
-        validation, by_speaker = _validation(lambda: _rows(table, columns), valid_fraction)
+    drawn = f"{DRAWN} {valid_fraction}"
     named: set[str] = set()
     for row in _rows(table, columns):
-        if validation is not None:
-            row.split = "valid" if _group(row, by_speaker) in validation else "train"
-        item = _item(row, base, table.name)
+        split = SPLIT_NAMES.get(row.split.lower(), "") if "split" in columns else drawn
+        item = _item(row, split, base, table.name)
         named.add(item.source)
         yield item
     for folder, names, links in walk(base):
@@ -100,11 +95,11 @@ def utterances(
                 yield Rejected(source, None, f"no transcript in {table.name}")
 
 
-def _item(row: Row, base: Path, table: str) -> Item:
-    split = SPLIT_NAMES.get(row.split.lower(), "")
+def _item(row: Row, split: str, base: Path, table: str) -> Item:
     if row.fault or not row.path:
         reason = row.fault or "no audio file named"
-        return Rejected(f"{table}: row {row.number}", row.id or None, reason, split)
+        named = row.path or f"{table}: row {row.number}"
+        return Rejected(named, row.id or None, reason, split)
     source = row.path
     try:
         if fault := unusable(base / row.path, base):
@@ -133,32 +128,6 @@ def _existing(path: Path) -> Path:
             if other.exists():
                 return other
     return path
-
-
-def _validation(rows: Callable[[], Iterable[Row]], valid_fraction: float) -> tuple[set[int], bool]:
-    """Groups of rows that validate, and whether rows are grouped by speaker; see `utterances`."""
-    speakers: set[str] = set()
-    total = 0
-    for row in rows():
-        speakers.add(row.speaker)
-        total += 1
-    by_speaker = valid_fraction > 0 and len(speakers - {""}) >= 2 / valid_fraction
-    wanted = round(valid_fraction * total)
-    if valid_fraction > 0 and total > 1:
-        wanted = max(wanted, 1)
-    sizes = Counter(_group(row, by_speaker) for row in rows())
-    chosen = set()
-    for group in sorted(sizes):
-        if wanted <= 0:
-            break
-        wanted -= sizes[group]
-        chosen.add(group)
-    return chosen, by_speaker
-
-
-def _group(row: Row, by_speaker: bool) -> int:
-    name = (row.speaker if by_speaker else "") or row.id
-    return derive_seed(0, "valid", name.encode("utf-8", "backslashreplace").decode())
 
 
 def _table(base: Path, transcripts: Path | str | None) -> Path:
@@ -193,7 +162,7 @@ def _table(base: Path, transcripts: Path | str | None) -> Path:
 
 
 def _columns(table: Path) -> dict[str, str]:
-    """Our columns -> the table's. Reads it to the end, so that later readings meet no error.
+    """Our columns -> the table's. Reads it to the end: JSON lines name them wherever they stand.
 
     Raises:
         DataError: it can't be read, or has no column for the path or the text.
@@ -203,12 +172,12 @@ def _columns(table: Path) -> dict[str, str]:
         for record in _records(table):
             if isinstance(record, dict):
                 names |= record.keys()
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise DataError(
-            f"can't be read: {error}",
-            where=str(table),
-            do="it must be UTF-8: CSV or TSV with a header line, or one JSON object a line",
+            f"can't be read: {error.strerror}", where=str(table), do="make it readable"
         ) from None
+    except _TableError as error:
+        raise DataError(f"can't be read: {error}", where=str(table), do=error.do) from None
     columns = {
         ours: alias
         for ours, aliases in COLUMNS.items()
@@ -230,80 +199,149 @@ def _rows(table: Path, columns: Mapping[str, str]) -> Iterator[Row]:
     if table.suffix.lower() != ".jsonl":
         next(records, None)  # the header
     for number, record in enumerate(records, start=1):
+        row = Row(number)
         if isinstance(record, str):
-            yield Row(number, fault=record)
-            continue
-        row = Row(number, **{ours: record.get(alias, "") for ours, alias in columns.items()})
+            row.fault = record
+        else:
+            for ours, alias in columns.items():
+                try:
+                    setattr(row, ours, _text(ours, record.get(alias)))
+                except ValueError as error:
+                    row.fault = row.fault or str(error)
         row.id = row.id or os.path.splitext(row.path)[0]
         yield row
 
 
-Record = dict[str, str] | str
+Record = dict[str, Any] | str
 """Lower-case column -> value, or what is wrong with the row."""
 
 
+class _TableError(ValueError):
+    """The whole table can't be read; what, and what to do."""
+
+    def __init__(self, found: str, do: str) -> None:
+        super().__init__(found)
+        self.do = do
+
+
 def _records(table: Path) -> Iterator[Record]:
-    """Rows; of a CSV or TSV the header first, each name with itself.
+    """Rows; of a CSV or TSV the header first, each name with itself. A row is one line, so that a
+    bad one is lost alone.
 
     Raises:
-        OSError, ValueError: it can't be read; names the line.
+        OSError, _TableError: it can't be read.
     """
     with open(table, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         if table.suffix.lower() == ".jsonl":
-            yield from map(_json_record, filter(str.strip, _lines(file)))
+            yield from map(_json_record, filter(str.strip, file))
         else:
-            yield from _csv_records(_lines(file), tabs=table.suffix.lower() == ".tsv")
+            yield from _cell_records(file, _tsv_cells if table.suffix.lower() == ".tsv" else _cells)
 
 
-def _lines(file: Iterable[str]) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
-        try:
-            line.encode()
-        except UnicodeEncodeError:  # an escaped byte
-            raise ValueError(f"line {number} isn't UTF-8") from None
-        yield line
-
-
-def _csv_records(lines: Iterable[str], *, tabs: bool) -> Iterator[Record]:
-    reader = (
-        csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if tabs
-        else csv.reader(lines, strict=True)
-    )
+def _cell_records(lines: Iterable[str], cells_of: Callable[[str], list[str]]) -> Iterator[Record]:
     header: list[str] | None = None
-    while True:
-        first = reader.line_num + 1
+    for number, line in enumerate(lines, start=1):
+        if not line.strip("\r\n"):
+            continue
         try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise ValueError(f"line {first}: {error}") from None
-        if cells is None:
-            break
+            cells = cells_of(line)
+        except ValueError as error:
+            kind, _, details = str(error).partition(": ")
+            fault = f"{kind}: line {number}, {details}"
+            if header is None:
+                raise _TableError(fault, "mend its header line") from None
+            yield fault
+            continue
         if header is None:
             header = [name.strip().lower() for name in cells]
             if twice := [name for name in header if name and header.count(name) > 1]:
-                raise ValueError(f"line {first} names the column {twice[0]!r} twice")
+                raise _TableError(
+                    f"line {number} names the column {twice[0]!r} twice",
+                    "rename one of them in its header line",
+                )
             yield {name: name for name in header}
-        elif any("\n" in cell or "\r" in cell for cell in cells):
-            yield (
-                f"a cell holds a line break: lines {first} to {reader.line_num}; close its quote, "
-                "or write one line an utterance"
-            )
         elif len(cells) > len(header):
-            yield f"too many fields: {len(cells)} in a table of {len(header)} columns, line {first}"
-        elif cells:
+            yield (
+                f"too many fields: {len(cells)} in a table of {len(header)} columns, line {number}"
+            )
+        else:
             yield {name: cell.strip() for name, cell in zip(header, cells)}
+
+
+def _cells(line: str, delimiter: str = ",") -> list[str]:
+    """A line of a CSV.
+
+    Raises:
+        ValueError: it can't be read; a reason.
+    """
+    _check_utf8(line)
+    advice = "write a quote within a cell twice and the cell in quotes, an utterance a line"
+    if line.count('"') % 2:
+        raise ValueError(f"broken quotes: one of them stands alone; {advice}")
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    except csv.Error as error:
+        if "expected after" in str(error):
+            raise ValueError(f"broken quotes: text behind a closing one; {advice}") from None
+        raise ValueError(f"unreadable line: {error}") from None
+
+
+def _tsv_cells(line: str) -> list[str]:
+    """A line of a TSV, which has no quoting; where all the same it was written with that of a CSV,
+    as a first cell in quotes or a doubled quote within a quoted cell shows, that is taken off."""
+    _check_utf8(line)
+    cells = line.rstrip("\r\n").split("\t")
+    if _quoted(cells[0]) or any(_quoted(cell) and '""' in cell[1:-1] for cell in cells):
+        with suppress(ValueError):
+            return _cells(line, "\t")
+    return cells
+
+
+def _quoted(cell: str) -> bool:
+    """In quotes, and the ones within doubled."""
+    return len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
+
+
+def _check_utf8(line: str) -> None:
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # an escaped byte
+        raise ValueError("not UTF-8: save the table in this encoding") from None
+
+
+class _Object(dict[str, Any]):
+    """A JSON object, its keys in lower case; `twice` is one that it has twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        names = [name.strip().lower() for name, _ in pairs]
+        super().__init__(zip(names, (value for _, value in pairs)))
+        self.twice = next((name for name in names if names.count(name) > 1), None)
 
 
 def _json_record(line: str) -> Record:
     try:
-        record = json.loads(line)
+        _check_utf8(line)
+        record = json.loads(line, object_pairs_hook=_Object)
     except (ValueError, RecursionError) as error:
-        return f"not JSON: {error}"
-    if not isinstance(record, dict):
+        return str(error) if str(error).startswith("not UTF-8") else f"not JSON: {error}"
+    if not isinstance(record, _Object):
         return "not a JSON object"
-    values = {key.strip().lower(): value for key, value in record.items()}
-    known = {alias for aliases in COLUMNS.values() for alias in aliases}
-    if bad := sorted(k for k, v in values.items() if k in known and isinstance(v, dict | list)):
-        return f"{', '.join(bad)}: text expected"
-    return {k: str(v).strip() if k in known and v is not None else "" for k, v in values.items()}
+    if record.twice is not None:
+        return f"the same key twice: {record.twice!r}"
+    return record
+
+
+def _text(ours: str, value: Any) -> str:
+    """The value of a column; ids and speakers may be whole numbers.
+
+    Raises:
+        ValueError: it is something else than text; a reason.
+    """
+    if value is None:
+        return ""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if not (isinstance(value, str) or (number and ours in ("id", "speaker"))):
+        shown = json.dumps(value)
+        shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
+        raise ValueError(f"text expected: {ours} is {shown}; write it in quotes, or leave it out")
+    return str(value).strip()

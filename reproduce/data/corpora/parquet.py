@@ -19,7 +19,7 @@ from typing import Any
 
 from reproduce.data.audio import AudioError, Decoded
 from reproduce.data.corpora import AudioSource, Item, Rejected, Utterance, in_parts
-from reproduce.data.corpora.files import OUTSIDE, BytesAudio, corpus_root, unusable
+from reproduce.data.corpora.files import AUDIO_SUFFIXES, OUTSIDE, BytesAudio, corpus_root, unusable
 from reproduce.errors import DataError, MissingCorpusError
 
 COLUMNS = {
@@ -38,6 +38,8 @@ HUB_NAMES = {
     "test-other": ("other/test", "all/test.other"),
 }
 """LibriSpeech's parts -> their folders in the data set ``librispeech_asr`` of the hub."""
+
+OUTSIDE_SHARDS = "an audio file beside the shards: only what is in them is read"
 
 BATCH = 16
 """Rows read at a time."""
@@ -69,9 +71,16 @@ def utterances(
         (split, part, _shards(base, part)) for split, parts in splits.items() for part in parts
     ]
 
+    listed: set[Path] = set()
+
     def items(shards: list[Path], split: str) -> Iterator[Item]:
         for shard in shards:
             yield from _shard(shard, base, split)
+        for folder in sorted({shard.parent for shard in shards} - listed):
+            listed.add(folder)
+            for path in sorted(folder.iterdir()):
+                if path.suffix.lower() in AUDIO_SUFFIXES:
+                    yield Rejected(path.relative_to(base).as_posix(), None, OUTSIDE_SHARDS)
 
     yield from in_parts((part, items(shards, split)) for split, part, shards in found)
 
