@@ -25,9 +25,9 @@ from reproduce.data.columns import ColumnsFile, Rows, map_columns, read_csv
 from reproduce.data.corpora import SPLITS, Item, Rejected
 from reproduce.data.disk import writing
 from reproduce.data.packing import Entry, Journal, listing_sha256, pack_into
-from reproduce.data.splits import DrawnSplits
+from reproduce.data.splits import DrawnSplits, shared_audio
 from reproduce.data.subsets import STUDY_SEED, SubsetLists, list_name, nested_subsets
-from reproduce.data.summary import Summary, Tally
+from reproduce.data.summary import Summary, Tally, shared_lines
 from reproduce.data.verified import read_through, remember, sha256_of
 from reproduce.errors import DataError
 from reproduce.records import MANIFEST_COLUMNS, SUBSETS, WorkFolder
@@ -90,6 +90,7 @@ def write_manifest(
         made = [partial.manifest, partial.columns, *shards]
         with _opened(made) as files:
             hashes = read_through(folder, files)
+            shared = shared_audio(map_columns(files["manifest.arrow"]))
         before = (folder / "summary.json").exists()
         summary = tally.summary(
             corpus=corpus,
@@ -108,6 +109,7 @@ def write_manifest(
             ],
             samples=journal.samples,
             subsets=subsets,
+            shared=shared,
         )
         (folder / "summary.json").unlink(missing_ok=True)
         for path in (*made, *(partial.data / list_name(name) for name in SUBSETS)):
@@ -342,6 +344,20 @@ class Manifest:
                     f"can't be read: {error}", where=str(folder / rows_in), do=_anew(folder)
                 ) from None
         return cls(rows, audio, summary)
+
+    def require_apart(self) -> None:
+        """Check that no audio of training is held out too.
+
+        Raises:
+            DataError: some is.
+        """
+        if lines := shared_lines(shared_audio(self.rows)):
+            raise DataError(
+                "; ".join(lines),
+                where="data.allow_overlap: false",
+                do="take them out of one split, or go on all the same with "
+                "--set data.allow_overlap=true",
+            )
 
     def select(
         self,

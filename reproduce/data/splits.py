@@ -1,5 +1,5 @@
-"""Validation drawn from a corpus that has none: of what is usable, so that rejecting an utterance
-can't empty it."""
+"""Splits: validation drawn from a corpus that has none, of what is usable, so that rejecting an
+utterance can't empty it; and audio that training and another split share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from reproduce.data.corpora import DRAWN, Rejected
+import numpy as np
+
+from reproduce.data.columns import Rows
+from reproduce.data.corpora import DRAWN, SPLITS, Rejected
 from reproduce.data.packing import Entry
 from reproduce.position import derive_seed
 
@@ -63,3 +66,27 @@ def _drawn(entries: Iterable[Entry | Rejected]) -> Iterator[Entry]:
     for entry in entries:
         if isinstance(entry, Entry) and entry.split.startswith(DRAWN):
             yield entry
+
+
+def shared_audio(rows: Rows) -> dict[str, list[tuple[str, str]]]:
+    """Held-out utterances whose audio, byte for byte, is trained on too.
+
+    Args:
+        rows: of a manifest; audio is known by its ``sha256``.
+
+    Returns:
+        ``valid`` and ``test``, where there are any -> their ids, each with that of training.
+    """
+    codes = rows.array("split")
+    parts = {split: rows.take(np.flatnonzero(codes == n)) for n, split in enumerate(SPLITS)}
+    held_out: dict[str, list[tuple[str, str]]] = {}
+    for split in SPLITS[1:]:
+        part = parts[split]
+        for sha256, id_ in zip(part.strings("sha256"), part.strings("id")):
+            held_out.setdefault(sha256, []).append((split, id_))
+    shared: dict[str, list[tuple[str, str]]] = {}
+    train = parts["train"]
+    for sha256, trained in zip(train.strings("sha256"), train.strings("id")):
+        for split, id_ in held_out.pop(sha256, ()):
+            shared.setdefault(split, []).append((id_, trained))
+    return shared

@@ -168,8 +168,13 @@ class Tally:
         audio: list[dict[str, Any]],
         samples: int,
         subsets: dict[str, dict[str, Any]],
+        shared: Mapping[str, list[tuple[str, str]]],
     ) -> Summary:
-        """What was gathered."""
+        """What was gathered.
+
+        Args:
+            shared: audio that training shares, as `reproduce.data.splits.shared_audio` finds it.
+        """
         seconds = {split: values for split, values in self._seconds.items() if values}
         return Summary(
             corpus=corpus,
@@ -188,7 +193,7 @@ class Tally:
             subsets=subsets,
             conversions=dict(self._conversions),
             rejected=self._rejected,
-            warnings=list(self._warnings(corpus, options)),
+            warnings=[*self._warnings(corpus, options), *shared_lines(shared)],
             audio=audio,
             columns_sha256=columns_sha256,
         )
@@ -243,6 +248,16 @@ class Tally:
                 f"{_count(len(rejected), 'duplicate id')}, only the first utterance of each is "
                 f"kept: {_named(rejected)}"
             )
+
+
+def shared_lines(shared: Mapping[str, list[tuple[str, str]]]) -> list[str]:
+    """A sentence on each split that shares audio with training."""
+    return [
+        f"the audio of {_count(len(pairs), f'{split} utterance')} is trained on too, the same "
+        f"bytes, so {split} results are better than they would be on other speech: "
+        + _named([f"{held_out} (train: {trained})" for held_out, trained in pairs])
+        for split, pairs in shared.items()
+    ]
 
 
 def _count(number: int, noun: str) -> str:

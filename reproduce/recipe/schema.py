@@ -104,6 +104,9 @@ class Data(Section):
     subset_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = key(
         None, "required SHA-256 of the subset's list, data/subset_NAME.tsv", "ours"
     )
+    allow_overlap: bool = key(
+        True, "false: refuse audio of training, the same bytes, in validation or test", "ours"
+    )
     subset_seed: Natural = key(42, "seed of the permutation behind the subsets", "as run")
     vocabulary: Literal["corpus", "wav2vec2"] = key(
         "wav2vec2",
@@ -469,7 +472,7 @@ class Recipe(Section):
     def prepare_settings(self) -> dict[str, Any]:
         """What decides a manifest."""
         where = {"download", "download_url", "archives_sha256"}
-        later = {"jobs", "subset", "subset_sha256", "vocabulary"}
+        later = {"jobs", "subset", "subset_sha256", "allow_overlap", "vocabulary"}
         return self.data.model_dump(exclude=where | later)
 
 

@@ -10,7 +10,7 @@ from reproduce.data.corpora import Corpus, provide_corpus, read_corpus
 from reproduce.data.disk import require_space, writing
 from reproduce.data.estimate import estimate
 from reproduce.data.figure import FIGURE, draw_corpus
-from reproduce.data.manifest import kept_without_corpus, write_manifest
+from reproduce.data.manifest import Manifest, kept_without_corpus, write_manifest
 from reproduce.data.summary import Summary
 from reproduce.errors import MissingCorpusError
 from reproduce.recipe.schema import Recipe
@@ -26,7 +26,8 @@ def prepare(recipe: Recipe, work: WorkFolder) -> Summary:
 
     Raises:
         DataError: the corpus can't be read or holds no good utterance, there is no room for it, or
-            its training subset isn't the one that the recipe requires.
+            its training subset isn't the one that the recipe requires, or validation shares audio
+            with it and the recipe doesn't allow that.
     """
     data = recipe.data
     options = corpus_options(recipe)
@@ -67,6 +68,8 @@ def prepare(recipe: Recipe, work: WorkFolder) -> Summary:
         else:
             raise missing_corpus(recipe, error) from None
     summary.require_subset(data.subset, data.subset_sha256)
+    if not data.allow_overlap:
+        Manifest.read(work.data).require_apart()
     if summary.outcome != "there already" or not (work.data / FIGURE).exists():
         with writing(work.data):
             draw_corpus(work.data)

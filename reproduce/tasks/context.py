@@ -63,6 +63,8 @@ def open_context(
     """
     manifest = Manifest.read(work.data)
     manifest.summary.require_subset(recipe.data.subset, recipe.data.subset_sha256)
+    if not recipe.data.allow_overlap:
+        manifest.require_apart()
     set_up(recipe, ranks)
     section = getattr(recipe, stage)
     if ranks.main:

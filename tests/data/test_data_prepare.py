@@ -138,6 +138,36 @@ def test_a_subset_can_be_required(root: Path, work: WorkFolder) -> None:
         stop()
 
 
+def test_audio_trained_on_and_held_out_is_warned_of_or_refused(
+    root: Path, work: WorkFolder
+) -> None:
+    sound = (root / "train-clean-100/20/1/20-1-0001.flac").read_bytes()
+    assert not any("trained on" in text for text in prepare(recipe(root), work).warnings)
+    apart = recipe(root, "data.allow_overlap=false")
+    assert prepare(apart, work).outcome == "there already"
+    (root / "dev-clean/30/1/30-1-0000.flac").write_bytes(sound)
+    warning = (
+        "the audio of 1 valid utterance is trained on too, the same bytes, so valid results are "
+        "better than they would be on other speech: 30-1-0000 (train: 20-1-0001)"
+    )
+    assert warning in prepare(recipe(root), work).warnings
+    assert prepare(recipe(root), work).outcome == "there already"
+    ranks = start("cpu")
+    try:
+        open_context(recipe(root), work, ranks, "pretrain")
+        for refused in (
+            lambda: prepare(apart, work),
+            lambda: open_context(apart, work, ranks, "pretrain"),
+        ):
+            with pytest.raises(
+                DataError, match=r"data\.allow_overlap: false: the audio of 1 val"
+            ) as e:
+                refused()
+            assert e.value.exit_code == 3
+    finally:
+        stop()
+
+
 def test_impossible_combinations(root: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe(
