@@ -163,6 +163,7 @@ class RunRecord:
             empty: alone. ``wall_seconds`` of each is then the whole bank's: count it once.
         wall_seconds: active time over all continuations, that of encoding kept features included
             in the run or bank that did it.
+        validation_seconds: of these, what validation took (0 in files of earlier versions).
     """
 
     arm: str
@@ -181,6 +182,7 @@ class RunRecord:
     started: str = ""
     ended: str | None = None
     wall_seconds: float = 0.0
+    validation_seconds: float = 0.0
     updates: int = 0
     updates_planned: int = 0
     reason: str = ""

@@ -80,8 +80,16 @@ def test_run_json_has_the_published_keys(tmp_path):
     assert {
         "status", "outcome", "final", "arm", "seed", "recipe_sha256", "manifest_sha256", "git",
         "versions", "device", "precision", "world_size", "started", "ended", "wall_seconds",
+        "validation_seconds",
     } <= written.keys()  # fmt: skip
     assert (written["status"], written["outcome"]) == ("running", "ok")
+
+
+def test_a_record_of_an_earlier_version_has_no_validation_seconds(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text('{"arm": "rvq_4", "seed": 1, "wall_seconds": 2.5}', encoding="utf-8")
+    record = RunRecord.read(path)
+    assert (record.wall_seconds, record.validation_seconds) == (2.5, 0.0)
 
 
 def test_a_record_comes_back_as_written(tmp_path):

@@ -18,7 +18,8 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, linear
+from torch.nn.functional import gelu, layer_norm, linear, pad
+from torch.nn.utils.rnn import pad_sequence
 
 from reproduce.compat import import_torchaudio
 from reproduce.errors import DataError
@@ -203,7 +204,7 @@ class Encoder(nn.Module):
     Padding is treated as transformers treats it: an encoder with ``layer_norm`` extractor zeroes
     padded frames and keeps attention off them, so that padding changes nothing; one with
     ``group_norm`` extractor was published without an attention mask, and what it computes depends
-    on the (zero) padding.
+    on the (zero) padding, unless it is asked for utterances ``apart``.
 
     Initial weights are drawn from torch's global stream, as in transformers: normal(0, 0.02) for
     the transformer's linear layers, Kaiming normal for the convolutions, U(0, 1) for the mask
@@ -250,6 +251,7 @@ class Encoder(nn.Module):
         channel_mask: Tensor | None = None,
         *,
         wanted: Frames | None = None,
+        apart: bool = False,
     ) -> EncoderOutput:
         """Encode 16 kHz waveforms.
 
@@ -260,6 +262,8 @@ class Encoder(nn.Module):
             channel_mask: channels set to zero in all frames [B, D] bool.
             wanted: frames whose outputs are wanted; None: all. The last layer attends from these
                 only, and its feed-forward part sees no others: the same outputs for less work.
+            apart: for ``group_norm`` too, each utterance as if it were alone: the norm is over its
+                own samples, attention stays off padding, and padded frames are zero.
 
         Raises:
             ValueError: a mask or wanted frames whose shape doesn't fit.
@@ -269,14 +273,18 @@ class Encoder(nn.Module):
             check_mask(mask, (batch, total), "mask")
         if wanted is not None:
             check_mask(wanted.where, (batch, total), "wanted")
-        extracted = self._extract(waveform)
         device = waveform.device
-        padded = None
+        padded, group_norm = None, self.config.extractor == "group_norm"
+        apart = apart and group_norm
+        if apart and lengths is not None:
+            extracted = self._extract_apart(waveform, lengths)
+        else:
+            extracted = self._extract(waveform)
         if lengths is None:
             frame_lengths = torch.full((batch,), total, device=device)
         else:
             frame_lengths = self.frames(lengths)
-            if self.config.extractor == "layer_norm" and bool((frame_lengths < total).any()):
+            if (apart or not group_norm) and bool((frame_lengths < total).any()):
                 padded = sent(~valid_frames(frame_lengths, total), device)
 
         projection: Any = self.feature_projection
@@ -287,7 +295,10 @@ class Encoder(nn.Module):
         if channel_mask is not None:
             check_mask(channel_mask, (batch, hidden.shape[2]), "channel_mask")
             hidden = hidden.masked_fill(sent(channel_mask, device)[:, None], 0.0)
-        return EncoderOutput(self._transform(hidden, padded, wanted), frame_lengths, extracted)
+        features = self._transform(hidden, padded, wanted)
+        if apart and padded is not None and wanted is None:
+            features = features.masked_fill(padded[..., None], 0.0)
+        return EncoderOutput(features, frame_lengths, extracted)
 
     @overload
     def frames(self, samples: int) -> int: ...
@@ -346,8 +357,32 @@ class Encoder(nn.Module):
             ours.load_state_dict(theirs.state_dict())
         return encoder
 
-    def _extract(self, waveform: Tensor) -> Tensor:
-        """[B, T] -> normalized convolution outputs [B, F, C]."""
+    def _extract_apart(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """[B, T], samples [B] -> normalized convolution outputs [B, F, C], of each as if alone.
+
+        One by one where the convolutions go over utterances anyway.
+        """
+        if bool((lengths >= waveform.shape[1]).all()):
+            return self._extract(waveform)
+        if not operations.has_own_convolutions(waveform):
+            steps = (lengths - self.config.conv_kernels[0]) // self.config.conv_strides[0] + 1
+            return self._extract(waveform, sent(steps, waveform.device))
+        channels = self.config.conv_channels[-1]
+        rows = [
+            self._extract(row[None, :length])[0]
+            if self.frames(length)
+            else row.new_zeros(0, channels)
+            for row, length in zip(waveform, lengths.tolist(), strict=True)
+        ]
+        found = pad_sequence(rows, batch_first=True)
+        return pad(found, (0, 0, 0, self.frames(waveform.shape[1]) - found.shape[1]))
+
+    def _extract(self, waveform: Tensor, steps: Tensor | None = None) -> Tensor:
+        """[B, T] -> normalized convolution outputs [B, F, C].
+
+        Args:
+            steps: outputs of the first convolution that the group norm is over [B]; None: all.
+        """
         extractor: Any = self.feature_extractor
         projection: Any = self.feature_projection
         if operations.has_own_convolutions(waveform):
@@ -356,9 +391,11 @@ class Encoder(nn.Module):
             first, *others = extractor.conv_layers
             hidden, before = first.conv(waveform[:, None]), first
             for block in others:
-                hidden = operations.keep_convolutions(_activate_convolve, before, block, hidden)
-                before = block
-            hidden = _activate(before, hidden).transpose(1, 2)
+                hidden = operations.keep_convolutions(
+                    _activate_convolve, before, block, hidden, steps
+                )
+                before, steps = block, None
+            hidden = _activate(before, hidden, steps).transpose(1, 2)
         if self.config.extractor_gradient != 1.0:
             hidden = _ScaleGradient.apply(hidden, self.config.extractor_gradient)
         normalized: Tensor = projection.layer_norm(hidden)
@@ -507,14 +544,19 @@ class Encoder(nn.Module):
         nn.init.zeros_(transformer.pos_conv_embed.conv.bias)
 
 
-def _activate(block: Any, convolved: Tensor) -> Tensor:
-    """What follows a convolution: norm, if the block has one, and GELU."""
-    return gelu(convolved if block.layer_norm is None else block.layer_norm(convolved))
+def _activate(block: Any, convolved: Tensor, steps: Tensor | None) -> Tensor:
+    """What follows a convolution: norm, if the block has one, over own steps [B], and GELU."""
+    norm = block.layer_norm
+    if norm is None:
+        return gelu(convolved)
+    if steps is None:
+        return gelu(norm(convolved))
+    return gelu(operations.own_group_norm(convolved, steps, norm.weight, norm.bias, norm.eps))
 
 
-def _activate_convolve(before: Any, block: Any, convolved: Tensor) -> Tensor:
+def _activate_convolve(before: Any, block: Any, convolved: Tensor, steps: Tensor | None) -> Tensor:
     """From the outputs of one block's convolution to those of the next one's [B, C, T]."""
-    outputs: Tensor = block.conv(_activate(before, convolved))
+    outputs: Tensor = block.conv(_activate(before, convolved, steps))
     return outputs
 
 

@@ -229,6 +229,29 @@ def _convolutions_alone(_: Any, operation: Any, *__: Any, **___: Any) -> Checkpo
     return CheckpointPolicy.PREFER_RECOMPUTE
 
 
+def own_group_norm(
+    values: Tensor, steps: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    """Group norm with one channel a group over each utterance's own time steps.
+
+    In float32, float64 stays, under autocast too.
+
+    Args:
+        values: [B, C, T]; what lies behind an utterance's own steps counts for nothing.
+        steps: own time steps of each utterance [B], on the device of the values.
+        weight, bias: [C].
+    """
+    with torch.autocast(values.device.type, enabled=False):
+        wide = values if values.dtype == torch.float64 else values.float()
+        inside = (torch.arange(values.shape[2], device=values.device) < steps[:, None])[:, None]
+        count = steps.clamp(min=1)[:, None, None]
+        mean = torch.where(inside, wide, 0.0).sum(-1, keepdim=True) / count
+        centred = torch.where(inside, wide - mean, 0.0)
+        variance = centred.square().sum(-1, keepdim=True) / count
+        scale = (variance + eps).rsqrt() * weight[:, None]
+        return torch.addcmul(bias[:, None], centred, scale)
+
+
 def convolve(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: int, *, activate: bool
 ) -> Tensor:

@@ -15,7 +15,6 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from reproduce.errors import DataError
 from reproduce.model.codebook import CodeSums
@@ -258,8 +257,8 @@ class Recognizer(nn.Module):
         The frames are on the CPU, or where the lengths were given: best on the CPU too.
 
         In eval mode the features don't depend on what else is in the batch: an encoder with
-        layer-norm extractor heeds the lengths, and one with group-norm extractor, which can't, is
-        given each utterance alone. In train mode its features depend on the padding, as in
+        layer-norm extractor heeds the lengths, and one with group-norm extractor is asked for each
+        utterance ``apart``. In train mode its features depend on the padding, as in
         transformers; so they do where ``input_length`` or the quantizers count padding as speech.
 
         F is at least 1. An utterance too short for a frame has length 0 and zeros for features.
@@ -270,31 +269,20 @@ class Recognizer(nn.Module):
         told = lengths if self.input_length == "utterance" else None
         frozen = self.encoder_mode != "trained"
         with torch.no_grad() if frozen else nullcontext():
-            unmasked = mask is None and channel_mask is None
-            if told is not None and unmasked and self._alone(waveform, told):
-                return self._encode_alone(waveform, told)
-            features, frames = self.encoder(waveform, told, mask=mask, channel_mask=channel_mask)
+            more: dict[str, bool] = {"apart": True} if self.apart else {}
+            features, frames = self.encoder(
+                waveform, told, mask=mask, channel_mask=channel_mask, **more
+            )
         if told is None:
             frames = torch.full((len(features),), features.shape[1])
         return features, frames
 
-    def _alone(self, waveform: Tensor, lengths: Tensor) -> bool:
-        """Whether the utterances are encoded one by one."""
+    @property
+    def apart(self) -> bool:
+        """Whether utterances are encoded as if each were alone."""
         if self.encoder.training or self.heads.options.padding:
             return False
-        if not isinstance(self.encoder, Encoder) or self.encoder.config.extractor != "group_norm":
-            return False
-        return bool((lengths < waveform.shape[1]).any())
-
-    def _encode_alone(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        encoder = cast(Encoder, self.encoder)
-        rows = [
-            encoder(row[None, :length]).features[0]
-            if encoder.frames(length)
-            else row.new_zeros(0, encoder.config.width)
-            for row, length in zip(waveform, lengths.tolist(), strict=True)
-        ]
-        return pad_sequence(rows, batch_first=True), encoder.frames(lengths)
+        return isinstance(self.encoder, Encoder) and self.input_length == "utterance"
 
     def forward(
         self,

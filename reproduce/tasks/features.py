@@ -20,6 +20,9 @@ from reproduce.tasks.wiring import autocast
 
 FORMAT = 1
 """Of the files; another one is another name."""
+TOGETHER = {"cpu": 1, "cuda": 16}
+"""Utterances a batch, by device: the CPU would only compute padding, a GPU waits to be given more.
+The features are the same to rounding."""
 
 
 def keep_features(
@@ -27,8 +30,9 @@ def keep_features(
 ) -> tuple[FeatureFile, float]:
     """The features of a selection, and the seconds that computing them took.
 
-    They are computed if they aren't there, by all ranks together, each utterance by itself,
-    without padding. Whoever finds another process at it waits for that one's file.
+    They are computed if they aren't there, by all ranks together, each utterance as if it were by
+    itself; on a GPU in batches of similar length. Whoever finds another process at it waits for
+    that one's file.
 
     Raises:
         DataError: no room on the disk, or features that aren't finite.
@@ -83,13 +87,18 @@ def _encode(context: Context, recognizer: Recognizer, speech: Speech, kept: Feat
         dynamic_ncols=True,
         leave=False,
     ) as bar:
-        for position, _ in context.ranks.mine(range(len(speech))):
-            batch = speech.collate([position])
+        device, size = context.ranks.device, TOGETHER[context.ranks.device.type]
+        order = sorted(range(len(speech)), key=speech.cropped.tolist().__getitem__)
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        for _, positions in context.ranks.mine(batches):
+            batch = speech.collate(positions).pinned(device)
             with autocast(context):
                 features, frames = recognizer.encode(
-                    batch.waveform.to(context.ranks.device), batch.lengths
+                    batch.waveform.to(device, non_blocking=True), batch.lengths
                 )
-            kept.write(position, features[0, : frames[0]])
+            rows = zip(positions, features.cpu(), frames.tolist(), strict=True)
+            for position, row, count in rows:
+                kept.write(position, row[:count])
             bar.update(context.ranks.world * batch.seconds)
 
 

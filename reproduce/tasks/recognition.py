@@ -229,11 +229,12 @@ class FinetuneTask(Task):
     def validate(self, update: int, ranks: Ranks) -> dict[str, Row]:
         """CTC loss, error rates and blank rate over the whole validation set."""
         self.recognizer.eval()
+        order = self._validation_order()
         parts = over_batches(
             len(self.valid),
             self.section.validation.batch_size,
             ranks,
-            lambda _, positions: self.valid.collate(positions).pinned(self.device),
+            lambda _, places: self.valid.collate([order[i] for i in places]).pinned(self.device),
             self._validate_batch,
             self.context.recipe.compute,
         )
@@ -241,6 +242,8 @@ class FinetuneTask(Task):
         rows: dict[str, Row] = {}
         for arm in self.recognizer.heads.arms:
             found = _Validated.join([part[arm] for part in parts])
+            said = dict(zip(order, found.hypotheses, strict=True))
+            found.hypotheses = [said[position] for position in range(len(order))]
             self.last_valid[arm] = found
             rows[self.names[arm]] = {
                 "ctc_loss": found.loss / len(references),
@@ -252,6 +255,17 @@ class FinetuneTask(Task):
                 **({} if found.sums is None else _rvq_columns(found.sums)),
             }
         return rows
+
+    def _validation_order(self) -> list[int]:
+        """Positions in the order they are validated in: that of the set, or by length where batches
+        of a group-norm encoder give what each utterance gives alone, so that little is padded."""
+        encoder: Any = self.recognizer.encoder
+        positions = range(len(self.valid))
+        if self.valid.features is not None or not self.recognizer.apart:
+            return list(positions)
+        if encoder.config.extractor != "group_norm":
+            return list(positions)
+        return sorted(positions, key=self.valid.cropped.tolist().__getitem__)
 
     def _validate_batch(self, batch: Batch) -> dict[str, _Validated]:
         out = self._recognize(batch)

@@ -69,6 +69,7 @@ class Learner:
     Attributes:
         earlier_seconds: active time before the loop: set to what was spent on preparing this run,
             and what a checkpoint remembers is added.
+        validation_seconds: of the active time, what validation took.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Learner:
         self.last: dict[str, Row] = {}
         self.audio_seconds = 0.0
         self.earlier_seconds = 0.0
+        self.validation_seconds = 0.0
         self.active = True
 
     def gradients(self) -> list[Tensor]:
@@ -393,7 +395,11 @@ class Loop:
     def _validate(self, update: int) -> None:
         """The validation row of an update for all learners that are still there."""
         active = {learner.name: learner for learner in self.learners if learner.active}
-        for name, row in self.task.validate(update, self.ranks).items():
+        started = time.monotonic()
+        found = self.task.validate(update, self.ranks)
+        seconds = time.monotonic() - started
+        for name, row in found.items():
+            active[name].validation_seconds += seconds
             self._append(active[name], update, "valid", row)
 
     def _logged(self) -> bool:
@@ -440,6 +446,7 @@ class Loop:
                     "metrics_size": learner.metrics.size,
                     "audio_seconds": learner.audio_seconds,
                     "wall_seconds": self._wall(learner),
+                    "validation_seconds": learner.validation_seconds,
                 },
             )
             for learner in self.learners
@@ -469,6 +476,7 @@ class Loop:
                 learner.last = state["last"]
                 learner.audio_seconds = state["audio_seconds"]
                 learner.earlier_seconds += state["wall_seconds"]
+                learner.validation_seconds = state.get("validation_seconds", 0.0)
                 if self.ranks.main:
                     learner.metrics.restart(state["metrics_size"])
             elif self.ranks.main:
@@ -518,6 +526,7 @@ class Loop:
         record.status = status
         record.updates_planned = self.settings.updates
         record.wall_seconds = self._wall(learner)
+        record.validation_seconds = learner.validation_seconds
         record.final = {
             split: {k: v for k, v in row.items() if isinstance(v, int | float)}
             for split, row in learner.last.items()

@@ -285,6 +285,40 @@ def test_torchaudio_built_for_another_cuda_still_loads() -> None:
     subprocess.run([sys.executable, "-c", probe], check=True)
 
 
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float64, 1e-13)])
+def test_group_norm_apart_gives_a_batch_what_each_utterance_gives_alone(
+    dtype: torch.dtype, tolerance: float, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the convolutions of the CPU and by torch's, as a GPU has them; gradients too."""
+    if not own:
+        monkeypatch.setattr(operations, "has_own_convolutions", lambda _: False)
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        conv_channels=(16,) * 7, width=32, layers=2, heads=2, feed_forward=64, position_groups=2
+    )
+    encoder = Encoder(config).eval().to(dtype)
+    waveform, lengths = torch.randn(5, 9000, dtype=dtype), [9000, 8990, 5000, 450, 100]
+    for row, length in zip(waveform, lengths, strict=True):
+        row[length:] = 0
+    features, frames = encoder(waveform, torch.tensor(lengths), apart=True)
+    assert frames.tolist() == [27, 27, 15, 1, 0]
+    weight = encoder.feature_extractor.conv_layers[0].conv.weight
+    direction = torch.randn(27, 32, dtype=dtype)
+    (together,) = torch.autograd.grad((features * direction).sum(), weight)
+    apart = torch.zeros_like(weight)
+    for row, length, found, count in zip(waveform, lengths, features, frames, strict=True):
+        assert found[count:].eq(0).all()
+        if count:
+            alone = encoder(row[None, :length]).features[0]
+            torch.testing.assert_close(found[:count], alone, rtol=0, atol=tolerance)
+            apart += torch.autograd.grad((alone * direction[:count]).sum(), weight)[0]
+    scale = float(apart.abs().max())
+    torch.testing.assert_close(together, apart, rtol=0, atol=20 * tolerance * scale)
+    padded = encoder(waveform, torch.tensor(lengths)).features[2, :15]  # as published: not so
+    assert (padded - features[2, :15]).abs().max() > 0.01
+
+
 def test_wanted_frames_alone() -> None:
     """The same outputs and gradients as picking them from all; also where layers are dropped."""
     for config in (TINY, TINY_LAYER_NORM):

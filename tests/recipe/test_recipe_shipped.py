@@ -1,5 +1,6 @@
 """The shipped recipes against the study's protocol tables, value by value."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -365,3 +366,46 @@ def test_plans_of_whole_epochs_lose_no_utterance():
     plan = Plan(2641, 16, 4, 42, "short")
     seen = sorted(i for update in range(1, 43) for batch in plan.update(update) for i in batch)
     assert seen == list(range(2641))
+
+
+# LibriSpeech by its own lists: 2850 utterances of train-clean-100 are 10 h, dev-clean's 2703 are
+# 5.39 h. Seconds of audio an update trains on, and one validation takes at most.
+TRAIN, VALID = 36000 / 2850, 5.39 * 3600 / 2703
+EXTRACTOR = 0.35
+"""Share of the base's forward pass that is the convolutions' (2.45 of 7.0 GMAC a second)."""
+
+
+@pytest.mark.parametrize("name", ["as-written", "corrected"])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_validation_takes_less_than_a_tenth_of_a_paper_size_run(name, stage):
+    """In units of the forward pass of a second; a backward pass is two of what is trained."""
+    section = getattr(load_recipe(name), stage)
+    utterances = section.batch_size * section.accumulation
+    if stage == "pretrain":  # mean of those longer than 5 s, cropped
+        train = min(section.crop_seconds, 12.9) * utterances * 3
+        valid = min(section.crop_seconds, 9.5)
+        longer = 0.6  # of dev-clean's utterances
+    elif section.train == "head":  # on kept features: quantizers, which the training moves too
+        train, valid, longer = TRAIN * utterances * 1.2, VALID, 1.0
+    else:
+        waits = section.transformer_from
+        train = TRAIN * utterances * (waits + (1 - waits) * (EXTRACTOR + 3 * (1 - EXTRACTOR)))
+        valid, longer = VALID, 1.0
+    count = min(round(2703 * longer), section.validation.max_utterances or 2703)
+    validations = math.ceil(section.updates / section.validation.every)
+    share = validations * count * valid / (validations * count * valid + section.updates * train)
+    assert 0.03 < share < 0.1
+
+
+def test_as_run_validates_each_epoch_on_all_as_the_study_did():
+    for section in (load_recipe("as-run").pretrain, load_recipe("as-run").finetune):
+        assert (section.validation.every, section.validation.max_utterances) == ("epoch", None)
+
+
+@pytest.mark.parametrize("protocol", ["as-run", "as-written", "corrected"])
+def test_sizes_say_themselves_when_they_validate(protocol):
+    for size, every, most in (("mini", (20, 30), 48), ("smoke", (5, 4), 8)):
+        recipe = load_recipe(f"{protocol}+{size}")
+        sections = (recipe.pretrain.validation, recipe.finetune.validation)
+        assert tuple(section.every for section in sections) == every
+        assert [section.max_utterances for section in sections] == [most, most]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -43,6 +44,7 @@ from reproduce.model.interop import encoder_state_to_huggingface, load_encoder
 from reproduce.records import RunFolder, RunRecord, WorkFolder
 from reproduce.stages.finetune import finetune
 from reproduce.stages.pretrain import pretrain
+from reproduce.tasks import features as kept_features
 from reproduce.tasks import recognition
 from reproduce.tasks.recognition import FinetuneTask
 from reproduce.tasks.wiring import learning_rate_of, plan_of
@@ -288,12 +290,44 @@ def test_kept_features_train_the_same_arms(fresh: Callable[[], WorkFolder], enco
     }
     for place in range(len(ARMS)):
         each_time, kept, half = (found[keep][place] for keep in ("no", "float32", "float16"))
-        if encoder == "encoder":  # with group norm every utterance is encoded by itself anyway
-            assert_equal(kept, each_time)
-        else:
-            assert_close(kept, each_time)
+        assert_close(kept, each_time)  # each time in batches
         for ours, theirs in zip(rows(half), rows(kept), strict=True):
             assert float(ours["ctc_loss"]) == pytest.approx(float(theirs["ctc_loss"]), rel=0.01)
+
+
+@pytest.mark.parametrize("encoder", ["encoder", "layer_norm"])
+def test_features_encoded_in_batches_are_those_of_single_utterances(
+    fresh: Callable[[], WorkFolder], monkeypatch: pytest.MonkeyPatch, encoder: str
+) -> None:
+    """As on a GPU: to rounding, each in its place."""
+    found = []
+    for together in (1, 8):
+        monkeypatch.setitem(kept_features.TOGETHER, "cpu", together)
+        work = fresh()
+        run("as-written", work, ["no_rvq"], *SHORT, encoder=encoder)
+        files = sorted(work.features.glob("[!.]*"), key=lambda file: file.stat().st_size)
+        found.append([np.fromfile(file, np.float32) for file in files])
+    for alone, batched in zip(*found, strict=True):
+        np.testing.assert_allclose(batched, alone, rtol=0, atol=4e-6)  # of values up to 4
+
+
+@pytest.mark.parametrize("protocol", ["as-written", "corrected"])
+def test_validation_in_batches_is_that_of_single_utterances(
+    fresh: Callable[[], WorkFolder], protocol: str, encoded: list[int]
+) -> None:
+    """An encoder with group norm, which padding would change."""
+    found = []
+    for size in (1, 4):
+        encoded.clear()
+        sets = [*SHORT, f"finetune.validation.batch_size={size}", "finetune.keep_features=no"]
+        found += run(protocol, fresh(), ["rvq_2"], *sets)
+        assert encoded[-math.ceil(5 / size) :] == ([1] * 5 if size == 1 else [4, 1])
+    singles, batches = (
+        [r for r in rows(run, "wall_seconds") if r["split"] == "valid"] for run in found
+    )
+    assert_rows_close(batches, singles, 1e-6)
+    texts = [run.hypotheses.read_text(encoding="utf-8") for run in found]
+    assert texts[0] == texts[1]
 
 
 def test_features_are_computed_once_for_all_arms_and_seeds(
@@ -548,7 +582,7 @@ def capture_lengths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int
     loss = recognition.ctc_loss
 
     def spy(logits: torch.Tensor, targets: Any, lengths: torch.Tensor, *rest: Any) -> Any:
-        seen.append((logits.shape[1], lengths.tolist()))
+        seen.append((logits.shape[-2], lengths.tolist()))
         return loss(logits, targets, lengths, *rest)
 
     monkeypatch.setattr(recognition, "ctc_loss", spy)

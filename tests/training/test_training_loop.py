@@ -332,13 +332,15 @@ def test_wall_seconds_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return clock[0]
 
     monkeypatch.setattr(loop_module.time, "monotonic", tick)
-    interrupted(Setup(tmp_path), 3)
-    so_far = record(tmp_path)["wall_seconds"]
+    interrupted(Setup(tmp_path), 5)  # validated after 4, and after 7
+    so_far, validated = (record(tmp_path)[f"{what}_seconds"] for what in ("wall", "validation"))
+    assert 0 < validated < so_far
     clock[0] += 10_000.0
     Setup(tmp_path).loop.run()
     walls = [float(r["wall_seconds"]) for r in rows(tmp_path)]
     assert walls == sorted(walls)
     assert so_far < record(tmp_path)["wall_seconds"] < 1000
+    assert validated < record(tmp_path)["validation_seconds"] < record(tmp_path)["wall_seconds"]
 
 
 @pytest.mark.parametrize(
