@@ -7,6 +7,7 @@ that ends up in ``rejected`` of ``summary.json``.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import math
 import os
@@ -94,7 +95,10 @@ def decode(data: bytes) -> tuple[Float32 | Int16, int]:
         except ContainerError as error:
             raise AudioError(str(error)) from None
         if part.end == len(data):
-            return _read(file, part.frames), file.samplerate
+            samples = _read(file, part.frames)
+            if file.format == "FLAC":
+                _check_md5(samples, data)
+            return samples, file.samplerate
     with _opened(_Memory(data[: part.end])) as file:
         return _read(file, min(part.frames, file.frames)), file.samplerate
 
@@ -106,6 +110,20 @@ def _read(file: soundfile.SoundFile, frames: int) -> Float32 | Int16:
     if len(samples) < frames:
         raise AudioError(f"truncated: {len(samples)} of {frames} samples")
     return samples
+
+
+def _check_md5(samples: Float32 | Int16, data: bytes) -> None:
+    """FLAC's hash of all samples that were encoded (of 16 bits; others come as floats).
+
+    Raises:
+        AudioError: there were others, or more than its header counts.
+    """
+    place = data.find(b"fLaC") + 26
+    expected = data[place : place + 16]
+    if samples.dtype == np.int16 and any(expected):
+        found = hashlib.md5(samples.astype("<i2", copy=False).data, usedforsecurity=False)
+        if found.digest() != expected:
+            raise AudioError("damaged: these aren't all the samples that its hash (MD5) is of")
 
 
 def duration(file: Path | bytes) -> float:

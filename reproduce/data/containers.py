@@ -119,17 +119,24 @@ def _fixed(sound: Sound, extent: _Extent, frames: int) -> int:
     declared = None if sound.form in LAX else extent.samples
     if declared is not None and declared > frames + spare:
         raise ContainerError(f"truncated: {declared} samples declared, {frames} are there")
-    if sound.frames < frames - spare:
-        raise ContainerError(
-            f"its sizes contradict each other: {sound.frames} samples by one, {frames} by another; "
-            "encode it again"
-        )
+    _check_decoded(sound, frames - spare)
     return min(frames, sound.frames)
+
+
+def _check_decoded(sound: Sound, least: float) -> None:
+    """A size that the decoder goes by may say less than those that tell where the samples lie."""
+    if sound.frames < least:
+        raise ContainerError(
+            f"its sizes contradict each other: {sound.frames} samples by one, {least:.0f} or more "
+            "by another; encode it again"
+        )
 
 
 def _compressed(sound: Sound, extent: _Extent) -> int:
     """Of blocks, the last of which is filled up; the header may say how many samples are real."""
     samples, last = extent.samples, 2 * max(extent.block, 320)
+    if sound.subtype == "GSM610" and extent.size is not None:  # 160 samples in 33 bytes at most
+        _check_decoded(sound, extent.size * 160 // 33 - last)
     if samples is None or samples in (0, sound.frames * sound.channels):
         return sound.frames
     if samples > sound.frames + last:
@@ -174,6 +181,11 @@ def _open_32(size: int, least: int = 0x7FFF0000) -> bool:
     """A size that a program writes which doesn't know it: all ones, or the largest number with a
     sign, less a header. (No file of such a size is read.)"""
     return least <= size <= 0x80000000 or size >= 0xFFFF0000
+
+
+def _open_64(size: int) -> bool:
+    """The same of 64 bits, of which programs leave open the largest numbers too."""
+    return 2**63 - 2**16 <= size <= 2**63 or size >= 2**64 - 2**16
 
 
 def _known(size: int, is_open: bool) -> int | None:
@@ -265,7 +277,7 @@ def _rf64(data: bytes) -> _Extent:
         if name == b"data":
             if not _open_32(size):
                 long = max(long, size)
-            if long >= 2**62:
+            if _open_64(long):
                 return _Extent(start, None, len(data))
             end = start + long
             behind = _behind(data, end, _chunks(data, end + long % 2, "little"), name)
@@ -281,7 +293,7 @@ def _w64(data: bytes) -> _Extent:
             count = int.from_bytes(data[start : start + 8], "little")
             samples = _known(count, count >= 2**62)
         elif name == b"data":
-            if size >= 2**62:
+            if _open_64(size + 24):
                 return _Extent(start, None, len(data), samples)
             end = start + size
             chunks = _w64_chunks(data, start + -(-size // 8) * 8)
@@ -381,20 +393,24 @@ def _ogg(data: bytes) -> None:
             break
 
 
-def _mp3(data: bytes) -> _Extent | None:
+def _mp3(data: bytes) -> _Extent:
     """The Xing or Info header, in the first frame: the number of frames, which its decoder checks,
     and of bytes. Without it the decoder guesses the length, and reads as much as it guessed.
     """
     first = 0
     if data[:3] == b"ID3":
         first = 10 + _syncsafe(data[6:10])
-    header = re.search(rb"(?:Xing|Info)(.{4}).{4}(.{4})", data[first : first + 52], re.DOTALL)
+    header = re.search(rb"(?:Xing|Info)(.{4})(.{4})(.{4})", data[first : first + 52], re.DOTALL)
     if header is None or not header[1][3] & 1:
         raise ContainerError(UNTOLD)
-    size = int.from_bytes(header[2], "big") if header[1][3] & 2 else 0
-    if not size:
-        return None
-    return _Extent(first, size, first + size + 1500)  # a frame more or less is usual
+    flags, count, size = header.groups()
+    frame = 1152 if data[first + 1 : first + 2] >= b"\xf8" else 576  # MPEG 1, or 2 and 2.5
+    samples = int.from_bytes(count, "big") * frame
+    length = int.from_bytes(size, "big") if flags[3] & 2 else 0
+    if not length:
+        return _Extent(first, None, len(data), samples, 2 * frame)
+    # A frame more or less is usual.
+    return _Extent(first, length, first + length + 1500, samples, 2 * frame)
 
 
 def _syncsafe(number: bytes) -> int:

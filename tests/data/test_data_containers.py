@@ -211,3 +211,28 @@ def test_an_mp3_says_nothing_on_the_screen(capfd: pytest.CaptureFixture[str]) ->
     wrong = refused(data[:9000] + bytes(700) + data[9700:])
     assert wrong.startswith(("damaged: part2_3_length", "truncated: "))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_flac_that_counts_too_few_samples() -> None:
+    data = file("FLAC")
+    for count in (SAMPLES - 1, 24, 4096):
+        assert refused(put(data, 22, count, ">I")).startswith("damaged: these aren't all the samp")
+    unhashed = data[:26] + bytes(16) + data[42:]
+    assert whole(unhashed, data)
+    stereo = encoded(np.stack([SOUND, 0.5 * SOUND], 1))
+    assert len(decode(stereo)[0]) == SAMPLES
+
+
+def test_counts_that_a_decoder_goes_by_are_compared_with_what_is_there() -> None:
+    gsm = file("AIFF", "GSM610")
+    place = gsm.index(b"COMM") + 10
+    assert "its sizes contradict each other: 1722 samples" in refused(put(gsm, place, 1722, ">I"))
+    data = encoded(noise(20.0), form="MP3", sub="MPEG_LAYER_III")
+    lame = data.index(b"LAME") if b"LAME" in data else data.index(b"Lavc")
+    trimmed = bytearray(data)
+    trimmed[lame + 21 : lame + 24] = b"\xff\xff\xff"  # 4095 samples off either end
+    assert "truncated" in refused(bytes(trimmed)) or len(decode(bytes(trimmed))[0]) > 311_000
+    for size in (2**62, 2**63 + 2**20, 2**64 - 2**20):
+        for form in ("RF64", "W64"):
+            whole_file, at, kind, _ = DATA[form]
+            assert refused(put(whole_file, at, size, kind)).startswith(("truncated", "can't be de"))
