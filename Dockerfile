@@ -1,7 +1,7 @@
 # CPU:  docker build -t w2vrep .
 # GPU:  docker build -t w2vrep:gpu --build-arg TORCH=https://pypi.org/simple .
-# Run:  docker run --rm -v "$PWD/runs:/work/runs" w2vrep run smoke
-#       docker run --rm --gpus all -v "$PWD/runs:/work/runs" -v /path/to/LibriSpeech:/data:ro w2vrep:gpu \
+# Run:  docker run --rm -v "$PWD/runs:/workspace/runs" w2vrep run smoke
+#       docker run --rm --gpus all -v "$PWD/runs:/workspace/runs" -v /path/to/LibriSpeech:/data:ro w2vrep:gpu \
 #         run corrected --set data.root=/data
 FROM python:3.12-slim
 
@@ -18,6 +18,6 @@ RUN pip install --no-cache-dir '.[tensorboard]' && w2vrep ls
 
 # Models of the hub, and fonts' caches, by whatever user it runs as.
 ENV HF_HOME=/tmp/huggingface MPLCONFIGDIR=/tmp/matplotlib
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["w2vrep"]
 CMD ["--help"]

@@ -80,6 +80,12 @@ def encoder_path(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -> Path 
     if record is not None and record.outcome == "diverged":
         raise DivergedError(f"its encoder {run.name} diverged", where="finetune.encoder")
     if not (run.model / SAFETENSORS).exists():
+        if record is not None and record.status == "finished":
+            raise DataError(
+                f"the encoder {run.name} is finished, but its model isn't here",
+                where="finetune.encoder",
+                do=f"bring {run.model}, or delete the run's folder and pretrain it again",
+            )
         raise DataError(
             f"the encoder {run.name} isn't finished",
             where="finetune.encoder",

@@ -15,7 +15,7 @@ from reproduce.data.batches import Buckets, Plan, Speech
 from reproduce.model.encoder import Encoder
 from reproduce.position import generator
 from reproduce.recipe import schema
-from reproduce.recipe.schema import Pretrain
+from reproduce.recipe.schema import Finetune, Pretrain
 from reproduce.tasks.context import Context
 from reproduce.training.loop import LoopSettings
 from reproduce.training.schedule import LearningRate
@@ -69,7 +69,7 @@ def loop_settings(
         learning_rate=learning_rate_of(section, plan),
         log_every=section.log_every,
         validate_every=section.validation.every,
-        validate_first=getattr(section.validation, "initial", False),
+        validate_first=isinstance(section, Pretrain) and section.validation.initial,
         checkpoint_every=every if isinstance(every, int) else schema.duration_seconds(every),
         progress=label,
         prefetch=compute.prefetch,
@@ -92,9 +92,10 @@ def adamw(parameters: Iterable[nn.Parameter], section: schema.Stage) -> torch.op
 
 def speech_of(context: Context, section: schema.Stage, split: str) -> Speech:
     """The utterances a stage trains or validates on."""
+    subset = section.subset if isinstance(section, Finetune) else None
     rows = context.manifest.select(
         split=split,
-        subset=getattr(section, "subset", None) or context.recipe.data.subset,
+        subset=subset or context.recipe.data.subset,
         min_seconds=section.min_seconds or None,
         max_seconds=section.max_seconds,
     )

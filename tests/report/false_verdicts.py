@@ -1,4 +1,5 @@
-"""How often verdicts are false where there is nothing to find. As a script: README's table.
+"""How often verdicts are false where there is nothing to find. As a script: the table of
+docs/reading.md.
 
 Runs of all arms are alike but for noise, part of which the arms of a seed share. Whatever is then
 called supported or contradicted is false; only that ICSL makes no difference with 2 codebooks, and

@@ -91,3 +91,13 @@ def test_a_path_from_here_or_from_home_is_its_files(work, tmp_path, monkeypatch)
     assert settings(work, "~/mine") != settings(work, "mine")
     with pytest.raises(DataError, match="no such folder"):
         settings(work, "~/nowhere")
+
+
+def test_an_encoder_that_is_finished_but_not_here(work):
+    """As in kept runs, which hold numbers and no weights."""
+    run = work.run("pretrain", "no_icsl_2cb", 1)
+    RunRecord("no_icsl_2cb", 1, status="finished").write(run.record)
+    (run.model / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="finished, but its model isn't here") as caught:
+        encoder_path(load_recipe("smoke"), work, 1, "no_rvq")
+    assert "pretrain it again" in caught.value.do
