@@ -24,6 +24,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from reproduce.records import Stage
+from reproduce.report.attribution import factorials
+from reproduce.report.attribution_panels import draw_effects, draw_excess
 from reproduce.report.code_panels import (
     draw_by_level,
     draw_information,
@@ -71,6 +73,7 @@ class Plan:
     """What a figure shows: file name without suffix, words, loss or other unit, and its panels.
 
     ``draw`` fills one panel with a recipe's runs, or with the published data if there is no work.
+    ``beside``: fills a second panel with the same source; ``parts`` are then the two's titles.
     ``scale``: a loss axis that is wide turns "logarithmic"; "linear" ones stay so.
     """
 
@@ -81,13 +84,20 @@ class Plan:
     draw: Callable[[Panel, Work | None], None]
     published: bool = True
     scale: Literal["by width", "linear"] = "by width"
+    beside: Callable[[Panel, Work | None], None] | None = None
+    parts: tuple[str, ...] = ("",)
 
 
 def draw_all(published: Published, works: Sequence[Work], out: Path) -> list[Drawn]:
     """Write figures 2 to 7, and those of the codebooks if there are any, as PNG and PDF."""
     drawn = []
     with mpl.rc_context(STYLE):
-        for plan in (*_paper(published), *_codebooks(published, works)):
+        plans = (
+            *_paper(published),
+            *_attribution(published, works),
+            *_codebooks(published, works),
+        )
+        for plan in plans:
             png = _save(_figure(works, plan), out / plan.name)
             drawn.append(Drawn(plan.name, plan.title, plan.caption, png))
     return drawn
@@ -147,6 +157,25 @@ def _paper(published: Published) -> Iterator[Plan]:
         "the validation loss. Whiskers: range over seeds.",
         ctc,
         lambda panel, work: against_levels(panel, published, work),
+    )
+
+
+def _attribution(published: Published, works: Sequence[Work]) -> Iterator[Plan]:
+    """Of the recipes with a complete crossing of ICSL and clipping, if there is one."""
+    if not any(factorials(work) for work in works):
+        return
+    yield Plan(
+        "attribution",
+        "Why the published pair differs: ICSL and clipping crossed, and what is over chance",
+        "First: what each adds to the final validation loss of the arms with 8 codebooks, below 0 "
+        "where it helps. Second: validation loss less chance of runs without ICSL, whose untrained "
+        "targets put it over chance by more than the study's arms differ by.",
+        "nats",
+        lambda panel, work: draw_effects(panel, published, work),
+        published=False,
+        scale="linear",
+        beside=draw_excess,
+        parts=("effect on the final loss", "loss over chance"),
     )
 
 
@@ -211,17 +240,21 @@ def _codebooks(published: Published, works: Sequence[Work]) -> Iterator[Plan]:
 
 
 def _figure(works: Sequence[Work], plan: Plan) -> Figure:
-    sources: list[Work | None] = [*([None] if plan.published else []), *works]
+    sources: list[tuple[Work | None, Callable[[Panel, Work | None], None], str]] = [
+        (work, draw, part)
+        for work in [*([None] if plan.published else []), *works]
+        for draw, part in zip(filter(None, (plan.draw, plan.beside)), plan.parts)
+    ]
     columns = min(len(sources), 3) if len(sources) != 4 else 2
     lines = -(-len(sources) // columns)
     figure = Figure(dpi=DPI)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     panels, title_lines = [], 1
-    for axes, source in zip(grid, sources):
+    for axes, (source, draw, part) in zip(grid, sources):
         panel = Panel(axes)
-        plan.draw(panel, source)
+        draw(panel, source)
         title = "published" if source is None else f"measured: {source.name}"
-        wrapped = textwrap.wrap(title, TITLE_WIDTH)
+        wrapped = [*textwrap.wrap(title, TITLE_WIDTH), *([part] if part else [])]
         title_lines = max(title_lines, len(wrapped))
         axes.set_title("\n".join(wrapped))
         panel.settle()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reproduce.records import AT_CHANCE_MARGIN, Stage
+from reproduce.report.attribution import paragraph
 from reproduce.report.deviations import as_number
 from reproduce.report.measured import LOSS, Run, Work, codebooks_of, icsl_of, levels_of
 from reproduce.report.published import CHANCE, NEGATIVES, Published
@@ -214,6 +215,30 @@ def _levels(published: Published, work: Work) -> str:
     )
 
 
+def _bits(published: Published, work: Work) -> str:
+    """What the codes of a frame take, what error they leave, and what that costs in CTC."""
+    parts = []
+    for arm in work.arms("finetune"):
+        runs = [run for run in work.counted("finetune", arm) if "mse" in run.codes.arrays]
+        bits = [float(run.codes.bits().sum()) for run in runs]
+        if not bits or not np.isfinite(bits).all():
+            continue
+        errors = [float(run.codes.arrays["mse"][-1]) for run in runs]
+        text = f"{arm} {np.mean(bits):.1f} bits, error {np.mean(errors):.3g}"
+        losses = work.values("finetune", arm, "valid", "ctc_loss")
+        parts.append(text + (f", CTC {np.mean(losses):.2f}" if losses else ""))
+    if not parts:
+        return ""
+    widths = {run.codes.width for run in _counted(work, "finetune") if run.codes.width}
+    floats = f" (as float32 numbers: {32 * max(widths)} bits)" if widths else ""
+    plain = work.values("finetune", "no_rvq", "valid", "ctc_loss")
+    return (
+        f"What the codes of a frame take{floats}, by the entropy of each level's codes, the mean "
+        f"squared error that is left, and CTC on validation: {'; '.join(parts)}"
+        + (f"; without RVQ CTC {np.mean(plain):.2f}." if plain else ".")
+    )
+
+
 def _zeroed(published: Published, work: Work) -> str:
     zeroed = _means(work, "finetune", "train", "zeroed")
     if not zeroed or max(zeroed) <= 0:
@@ -246,10 +271,12 @@ _STATEMENTS: tuple[tuple[Stage, str, Callable[[Published, Work], str]], ...] = (
     ("pretrain", "ICSL", _icsl),
     ("pretrain", "use of codebooks", _use),
     ("pretrain", "redundancy", _shared),
+    ("pretrain", "attribution", paragraph),
     ("pretrain", "learning rate", lambda p, w: _rate(w, "pretrain")),
     ("finetune", "blanks", _blanks),
     ("finetune", "what was printed", _window),
     ("finetune", "RVQ levels", _levels),
+    ("finetune", "compactness", _bits),
     ("finetune", "zeroed losses", _zeroed),
     ("finetune", "learning rate", lambda p, w: _rate(w, "finetune")),
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from made_up_runs import LEVELS, write_recipe, write_run
+from made_up_runs import LEVELS, write_codes, write_recipe, write_run
 
 from reproduce.recipe import load_recipe
 from reproduce.records import METRIC_COLUMNS, RunRecord, Stage, WorkFolder
@@ -159,3 +159,18 @@ def test_the_noise_sentence_counts_the_rows_of_the_table(tmp_path: Path) -> None
     assert "more than noise? No, by the spread" in text
     assert "the highest and the lowest of 4 runs of one arm" in text
     assert "studentized range" in text
+
+
+def test_what_codes_take_and_leave(tmp_path: Path) -> None:
+    """Two levels of 16 equal codes take 8 bits and leave half the error of the first."""
+    write_recipe(tmp_path, finetune=["no_rvq", "rvq_2"], pretrain=[])
+    for arm, loss in (("no_rvq", 3.0), ("rvq_2", 3.25)):
+        run = write_run(tmp_path, "finetune", arm, 1, loss)
+        if arm != "no_rvq":
+            write_codes(run, rows=2, entries=64, used=16)
+    work = read_work(tmp_path)
+    found = {item.topic: item.text for item in findings(load_published(), [work])}
+    text = found["compactness"]
+    assert "rvq_2 8.0 bits, error 0.5, CTC 3.25" in text
+    assert "as float32 numbers: 256 bits" in text  # 8 dimensions
+    assert text.endswith("without RVQ CTC 3.00.")
