@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from reproduce.compat import import_torchaudio
 from reproduce.model.encoder import Encoder, EncoderConfig, EncoderOutput
 from reproduce.model.masking import drop_lonely, sample_negatives, span_mask
+from reproduce.model.precision import set_precision
 from reproduce.model.pretrainer import PretrainingModel
 from reproduce.objective.frames import Frames
 
@@ -292,8 +293,7 @@ def main() -> None:
     options.pairs = options.pairs or (30 if options.device.startswith("cuda") else 5)
     if options.threads:
         torch.set_num_threads(options.threads)
-    tf32 = options.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    set_precision(options.precision)
     if options.peak_of:
         print(json.dumps(own_peak(options)))
         return

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from reproduce.model.encoder import Encoder, EncoderConfig, EncoderOutput, check_mask
 from reproduce.model.operations import dropout
-from reproduce.model.precision import full_precision
+from reproduce.model.precision import exactly
 from reproduce.model.quantizer import GumbelQuantizer
 from reproduce.objective.contrastive import (
     Comparison,
@@ -155,43 +155,55 @@ class PretrainingModel(nn.Module):
         masked, quantized = comparison.masked, comparison.quantized
         counted = comparison.counted
         encoded: EncoderOutput = self.encoder(waveform, lengths, masked.where, wanted=masked)
-        with full_precision(device):
-            dtype = self.project_hid.weight.dtype
+
+        def compute(features: Tensor, extracted: Tensor) -> list[Tensor]:
             quantizer_output = self.quantizer(
-                dropout(quantized.pick(encoded.extracted), self.dropout_features.p, self.training),
+                dropout(extracted, self.dropout_features.p, self.training),
                 GUMBEL_TEMPERATURE if gumbel_temperature is None else gumbel_temperature,
                 noise=gumbel_noise,
                 generator=generator,
                 counted=counted,
             )
+            codevectors, codes, use = quantizer_output
+            predictions = self.project_hid(features.to(self.project_hid.weight.dtype))
+            targets = self.project_q(codevectors)
             compared = partial(
                 contrastive,
                 entries=self.quantizer.entries,
                 temperature=self.temperature,
                 remove_collisions=self.remove_collisions,
             )
-            predictions = self.project_hid(encoded.features.to(dtype))
-            targets = self.project_q(quantizer_output.codevectors)
-            terms = compared(predictions, targets, quantizer_output.codes, comparison)
-            of_subset_terms = None
+            terms = compared(predictions, targets, codes, comparison)
+            found = [terms.loss, terms.chance, terms.kept]
             if subset is not None:
                 rows = of_subset(subset, comparison)
-                of_subset_terms = compared(
-                    predictions[rows], targets[rows], quantizer_output.codes[rows], subset
-                )
-            use = quantizer_output.mean_probabilities
-            codes, codevectors = quantizer_output.codes, quantizer_output.codevectors
+                part = compared(predictions[rows], targets[rows], codes[rows], subset)
+                found += [part.loss, part.chance, part.kept]
             if counted is not None:
                 codes, codevectors = codes[counted], codevectors[counted]
-            return PretrainingOutput(
-                contrastive_loss=terms.loss,
-                chance_loss=terms.chance,
-                diversity_loss=diversity(use, self.diversity) * terms.count,
-                masked_frames=terms.count,
-                perplexity=perplexity(use).sum(),
-                negatives_kept=terms.kept,
-                codes=codes,
-                codevectors=codevectors,
-                lengths=encoded.lengths,
-                subset=of_subset_terms,
-            )
+            spread = diversity(use, self.diversity) * terms.count
+            return [codes, codevectors, spread, perplexity(use).sum(), *found]
+
+        heads = (self.quantizer, self.project_hid, self.project_q)
+        codes, codevectors, spread, used, *terms = exactly(
+            compute,
+            encoded.features,
+            quantized.pick(encoded.extracted),
+            parameters=[parameter for module in heads for parameter in module.parameters()],
+        )
+        loss, chance, kept = terms[:3]
+        part = None
+        if subset is not None:
+            part = ContrastiveTerms(terms[3], terms[4], terms[5], len(subset.masked))
+        return PretrainingOutput(
+            contrastive_loss=loss,
+            chance_loss=chance,
+            diversity_loss=spread,
+            masked_frames=len(masked),
+            perplexity=used,
+            negatives_kept=kept,
+            codes=codes,
+            codevectors=codevectors,
+            lengths=encoded.lengths,
+            subset=part,
+        )

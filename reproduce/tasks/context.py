@@ -11,6 +11,7 @@ import torch
 
 from reproduce.data.manifest import Manifest
 from reproduce.errors import UsageError
+from reproduce.model.precision import set_precision
 from reproduce.recipe.schema import Recipe
 from reproduce.records import RunFolder, RunRecord, Stage, WorkFolder
 from reproduce.tasks.corpus import save_recipe
@@ -84,9 +85,7 @@ def set_up(recipe: Recipe, ranks: Ranks) -> None:
         keep_freed_memory()
     if recipe.compute.threads is not None:
         torch.set_num_threads(recipe.compute.threads)
-    tf32 = recipe.compute.precision != "float32"
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
+    set_precision(recipe.compute.precision)
 
 
 def read_record(run: RunFolder) -> RunRecord | None:

@@ -14,6 +14,7 @@ from reproduce.data.batches import Batch, Speech
 from reproduce.model.encoder import EncoderConfig
 from reproduce.model.interop import save_huggingface
 from reproduce.model.masking import drop_lonely, sample_negatives, span_mask, speech_frames
+from reproduce.model.precision import exactly
 from reproduce.model.pretrainer import PretrainingModel
 from reproduce.objective.codes import code_counts, code_nmi_table
 from reproduce.objective.contrastive import Comparison, compare
@@ -207,7 +208,11 @@ class PretrainTask(Task):
 
     def _icsl(self) -> torch.Tensor:
         options = self.section.icsl
-        return icsl(self.model.quantizer.codebooks(), options.form, options.pairs)
+        (similarity,) = exactly(
+            lambda codebooks: [icsl(codebooks, options.form, options.pairs)],
+            self.model.quantizer.codebooks(),
+        )
+        return similarity
 
     def _icsl_coefficient(self, count: int) -> float:
         """What ICSL is multiplied by in a micro-batch's summed loss."""

@@ -416,7 +416,7 @@ def test_compiled_in_all_its_variants(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_gpu_computes_what_the_cpu_does(
     config: EncoderConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
     encoder = make(config).train()
     waveform, lengths = torch.randn(2, 5000), torch.tensor([5000, 3600])
     where = torch.rand(2, encoder.frames(5000)) < 0.4

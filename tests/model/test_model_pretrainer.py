@@ -9,6 +9,7 @@ import torch
 
 from reproduce.model.encoder import EncoderConfig
 from reproduce.model.masking import drop_lonely, sample_negatives, span_mask
+from reproduce.model.precision import set_precision
 from reproduce.model.pretrainer import PretrainingModel, PretrainingOutput
 from reproduce.objective.contrastive import compare
 
@@ -235,19 +236,18 @@ def test_training_converges_alike_in_bf16() -> None:
 def test_training_converges_alike_on_a_gpu() -> None:
     exact = train_short(None, "cuda", 60)
     assert_converge_alike(exact, train_short(torch.bfloat16, "cuda", 60))
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    set_precision("tf32")
     try:
         assert_converge_alike(exact, train_short(None, "cuda", 60))
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+        set_precision("float32")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("train", [True, False])
 def test_a_gpu_computes_what_the_cpu_does(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
     off = {"layer_drop": 0.0, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
     model = make(encoder=off).train(train)
     given = inputs(model)

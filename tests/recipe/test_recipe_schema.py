@@ -15,6 +15,7 @@ from reproduce.data.corpora import synthetic
 from reproduce.errors import RecipeError
 from reproduce.model import encoder
 from reproduce.model.encoder import Encoder, EncoderConfig
+from reproduce.model.precision import CONVOLUTIONS, PRODUCTS
 from reproduce.recipe import load_recipe, schema, shipped_recipes, yaml12
 from reproduce.recipe.dump import as_yaml, json_schema
 from reproduce.recipe.messages import known_paths
@@ -315,11 +316,11 @@ def test_the_chain_ran_what_the_recipe_says(chain):
 
 @pytest.fixture
 def tf32_put_back():
-    flags = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [flag.allow_tf32 for flag in flags]
+    switches = (PRODUCTS, *CONVOLUTIONS)
+    before = [switch.fp32_precision for switch in switches]
     yield
-    for flag, value in zip(flags, before, strict=True):
-        flag.allow_tf32 = value
+    for switch, value in zip(switches, before, strict=True):
+        switch.fp32_precision = value
 
 
 @pytest.mark.usefixtures("tf32_put_back")
@@ -333,7 +334,8 @@ def test_precision_reaches_the_arithmetic(chain, precision):
     with autocast(context):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
-    assert torch.backends.cuda.matmul.allow_tf32 == (precision != "float32")
+    expected = "ieee" if precision == "float32" else "tf32"
+    assert {switch.fp32_precision for switch in (PRODUCTS, *CONVOLUTIONS)} == {expected}
     assert torch.get_num_threads() == 1
 
 

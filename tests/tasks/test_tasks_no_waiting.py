@@ -10,25 +10,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tiny_runs import make_work, tiny_recipe
+from tasks_made import encoder_folder, made
+from tiny_runs import make_work
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from reproduce.data.manifest import Manifest
 from reproduce.model import quantizer
-from reproduce.model.encoder import Encoder, EncoderConfig
-from reproduce.model.folders import save_folder
-from reproduce.model.interop import encoder_state_to_huggingface
-from reproduce.records import RunRecord, Stage, WorkFolder
-from reproduce.tasks import bank, pretraining
-from reproduce.tasks.context import Context
+from reproduce.records import Stage, WorkFolder
 from reproduce.training.distributed import Ranks
 from reproduce.training.loop import _Totals
 
@@ -164,31 +158,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> WorkFolder:
     return make_work(tmp_path_factory.mktemp("no waiting"))
 
 
-def made(
-    stage: Stage, protocol: str, work: WorkFolder, monkeypatch: pytest.MonkeyPatch, *sets: str
-) -> Any:
-    """The task, its speech and its plan, as the stage makes them, on the CPU."""
-    recipe = tiny_recipe(protocol, work, *sets)
-    context = Context(
-        recipe, work, Manifest.read(work.data), Ranks(0, 1, torch.device("cpu")), stage
-    )
-    found: list[Any] = []
-
-    def loop(task: Any, learners: Any, speech: Any, plan: Any, *_: Any) -> Any:
-        found.append(SimpleNamespace(task=task, learners=learners, speech=speech, plan=plan))
-        return SimpleNamespace(run=lambda: None)
-
-    monkeypatch.setattr(pretraining, "Loop", loop)
-    monkeypatch.setattr(bank, "Loop", loop)
-    if stage == "pretrain":
-        pretraining.train_arm(context, "icsl_8cb", 1, RunRecord("icsl_8cb", 1), "")
-    else:
-        arms = ["no_rvq", "rvq_2", "rvq_4"] if recipe.finetune.train == "head" else ["rvq_2"]
-        records = {arm: RunRecord(arm, 1) for arm in arms}
-        bank.train_bank(context, arms, 1, records, "")
-    return found[0]
-
-
 def run_update(stage: Stage, given: Any, update: int, watch: Watch) -> None:
     """What `Loop` does from an update's beginning to its sums over ranks, and its end."""
     kind, task = watch.kind, given.task
@@ -249,23 +218,6 @@ def test_an_update_waits_for_nothing(
         sets.append(f"finetune.encoder={encoder_folder(tmp_path, extractor)}")
     given = made(stage, protocol, work, monkeypatch, *sets)
     run_update(stage, given, update, on(kind))
-
-
-def encoder_folder(folder: Any, extractor: str) -> Any:
-    config = EncoderConfig(
-        extractor=extractor,  # type: ignore[arg-type]
-        conv_channels=(16,) * 7,
-        width=32,
-        layers=2,
-        heads=2,
-        feed_forward=48,
-        position_kernel=8,
-        position_groups=2,
-        layer_drop=0.0,
-    )
-    encoder = Encoder(config)
-    save_folder(folder, config.to_huggingface(), encoder_state_to_huggingface(encoder))
-    return folder
 
 
 @pytest.mark.parametrize(
