@@ -2,6 +2,8 @@
 
     python benchmarks/pretrain_step.py                        base model, 4 x 10 s, float32
     python benchmarks/pretrain_step.py --precision bf16       both under the same autocast
+    python benchmarks/pretrain_step.py --size mini --seconds 4 --codebooks 8 --threads 1
+                                                              a micro-batch of `corrected+mini`
     python benchmarks/pretrain_step.py --size tiny --seconds 2 --pairs 1     a try
 
 An update is: draw mask and negatives, forward, backward, AdamW step. Both arms live in one process
@@ -37,19 +39,31 @@ from reproduce.model.masking import drop_lonely, sample_negatives, span_mask
 from reproduce.model.precision import set_precision
 from reproduce.model.pretrainer import PretrainingModel
 from reproduce.objective.frames import Frames
+from reproduce.recipe import load_recipe
 
 NEGATIVES, SPAN, DIVERSITY, RATE = 100, 10, 0.1, 1e-4
+NO_LAYER_DROP = {"layer_drop": 0.0}
 TINY = {"conv_channels": (64,) * 7, "width": 96, "layers": 3, "heads": 4, "feed_forward": 384}
 
 
 def encoder_config(options: argparse.Namespace) -> EncoderConfig:
-    """wav2vec2-base with the study's dropouts; no layer is dropped, so that the work is equal."""
+    """The size with the study's dropouts; no layer is dropped, so that the work is equal."""
+    if options.size == "mini":
+        return EncoderConfig(**load_recipe("corrected+mini").model.model_dump() | NO_LAYER_DROP)
     return EncoderConfig(
         **(TINY if options.size == "tiny" else {}),
         activation_dropout=0.0,
         projection_dropout=0.1,
-        layer_drop=0.0,
+        **NO_LAYER_DROP,
     )
+
+
+def quantizer_sizes(options: argparse.Namespace) -> dict[str, int]:
+    """Codevectors and projections."""
+    if options.size != "mini":
+        return {"codevector_dim": 256, "projection_dim": 256}
+    quantizer = load_recipe("corrected+mini").pretrain.quantizer
+    return {name: getattr(quantizer, name) for name in ("codevector_dim", "projection_dim")}
 
 
 class Arm:
@@ -94,7 +108,8 @@ class Arm:
 
 class Ours(Arm):
     def build(self) -> nn.Module:
-        model = PretrainingModel(encoder_config(self.options), codebooks=self.codebooks)
+        sizes = quantizer_sizes(self.options)
+        model = PretrainingModel(encoder_config(self.options), codebooks=self.codebooks, **sizes)
         if self.options.compile:
             model.encoder.compile()
         return model
@@ -139,6 +154,9 @@ class Theirs(Arm):
         transformers.logging.set_verbosity_error()
         config = encoder_config(self.options).to_huggingface()
         config |= {"num_codevector_groups": self.codebooks, "diversity_loss_weight": DIVERSITY}
+        sizes = quantizer_sizes(self.options)
+        config["codevector_dim"] = sizes["codevector_dim"]
+        config["proj_codevector_dim"] = sizes["projection_dim"]
         model = transformers.Wav2Vec2ForPreTraining(transformers.Wav2Vec2Config(**config))
         if self.options.compile:
             model.wav2vec2.feature_extractor.compile(dynamic=True)
@@ -284,7 +302,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="default: 5, on a GPU 30")
     parser.add_argument("--precision", choices=["float32", "tf32", "bf16"], default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", choices=["base", "tiny"], default="base")
+    parser.add_argument("--size", choices=["base", "mini", "tiny"], default="base")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--compile", action="store_true", help="torch.compile both encoders")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")

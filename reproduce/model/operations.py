@@ -447,7 +447,7 @@ def convolve_by_fft(inputs: Tensor, weight: Tensor, bias: Tensor, groups: int) -
     step = size - taps + 1
     blocks = -(-total // step)
     padded = pad(inputs, (0, 0, taps // 2, blocks * step + taps - 1 - taps // 2 - total))
-    spectrum = torch.fft.rfft(padded.unfold(1, size, step))  # [B, blocks, D, bins]
+    spectrum = torch.fft.rfft(_Blocks.apply(padded, size, step))  # [B, blocks, D, bins]
     bins = spectrum.shape[-1]
     spectrum = spectrum.reshape(batch * blocks, groups, channels, bins).permute(1, 3, 0, 2)
     kernel = torch.fft.rfft(weight, size).view(groups, outputs // groups, channels, bins)
@@ -455,3 +455,23 @@ def convolve_by_fft(inputs: Tensor, weight: Tensor, bias: Tensor, groups: int) -
     result: Tensor = torch.fft.irfft(product.permute(2, 0, 3, 1), size)[..., :step]
     result = result.reshape(batch, blocks, outputs, step).transpose(2, 3)
     return result.reshape(batch, blocks * step, outputs)[:, :total] + bias
+
+
+class _Blocks(torch.autograd.Function):
+    """``values.unfold(1, size, step)``: [B, T, D] -> [B, blocks, D, size].
+
+    Backwards it adds up whole blocks, in torch's order, where torch goes value by value.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, size: int, step: int) -> Tensor:
+        ctx.shape, ctx.size, ctx.step = values.shape, size, step
+        return values.unfold(1, size, step)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        back = gradient.new_zeros(ctx.shape)
+        for number, part in enumerate(gradient.unbind(1)):
+            start = number * ctx.step
+            back[:, start : start + ctx.size] += part.transpose(1, 2)
+        return back, None, None
