@@ -219,8 +219,9 @@ class Tally:
                     f"{_count(len(shared), 'speaker')} shared by train and {split}, so {split} "
                     f"results don't tell how unknown speakers fare: {_named(shared)}"
                 )
+        known = self._characters["train"]
         for (split, character), users in sorted(self._users.items()):
-            if character not in self._characters["train"]:
+            if known and character not in known:  # without training all are unknown: said above
                 yield (
                     f"the character {character!r} (U+{ord(character):04X}) of {split} transcripts "
                     f"is never seen in training: {_named(users)}"

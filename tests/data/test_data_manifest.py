@@ -214,6 +214,12 @@ def test_warnings_name_speakers_and_unseen_characters(tmp_path: Path) -> None:
     ]
 
 
+def test_without_training_no_character_is_called_unseen(tmp_path: Path) -> None:
+    """Each of them would be: the one thing that is wrong is said once."""
+    summary = write_manifest([utterance(0, "valid", text="TEA")], tmp_path / "d", corpus="noise")
+    assert summary.warnings == ["there is no train utterance"]
+
+
 def test_a_second_prepare_does_nothing_and_a_changed_one_starts_anew(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     first = write_manifest(corpus(), folder, corpus="noise")
