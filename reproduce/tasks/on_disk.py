@@ -26,5 +26,8 @@ def require_on_disk(recipe: Recipe) -> None:
         raise found[0]
     if found:
         kind = next((UsageError for e in found if isinstance(e, UsageError)), DataError)
-        lines = "".join(f"\n  {error.where}: {error.found}; {error.do}" for error in found)
-        raise kind(f"{len(found)} things that it names aren't here{lines}", where=recipe.name)
+        lines = "".join(f"\n  {error.where}: {error.found}" for error in found)
+        advice = "\n  ".join(dict.fromkeys(error.do for error in found))
+        raise kind(
+            f"{len(found)} things that it names aren't here{lines}", where=recipe.name, do=advice
+        )
