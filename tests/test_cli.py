@@ -240,7 +240,7 @@ WRONG = [
         ["check", "as-run", "--set", "finetune.encoder=/none/e"],
         2,
         "as-run: 2 things that it names aren't here\n  data.root: corpus librispeech needs a folder"
-        "\n  finetune.encoder: /none/e: no such folder\n  give --set data.root=/path/to/librispeech",
+        "\n  finetune.encoder: /none/e: no such folder\n  give --set data.root=/path/to/libri",
     ),
     (["prepare", "as-run", "--set", "data.root=/none"], 3, "/none: no such folder"),
     (["prepare", "smoke", "--work", "afile"], 2, "--work: afile is a file"),
