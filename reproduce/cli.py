@@ -30,6 +30,10 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class ClusterName(StrEnum):
+    slurm = "slurm"
+
+
 class TextFormat(StrEnum):
     txt = "txt"
     jsonl = "jsonl"
@@ -59,6 +63,13 @@ Estimate = Annotated[
 ]
 Arms = Annotated[list[str] | None, typer.Option("--arm", help="Only this arm; repeatable.")]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="Only this seed; repeatable.")]
+Jobs = Annotated[
+    str | None,
+    typer.Option(metavar="N|gpus", help="Workers on this machine, one a GPU; or a cluster's jobs."),
+]
+ClusterOption = Annotated[
+    ClusterName | None, typer.Option(help="Train in jobs of a cluster; see cluster in w2vrep show.")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -102,7 +113,10 @@ def prepare(
     print(f"data: {folder.data}")
 
 
-@app.command(epilog="Example: w2vrep pretrain corrected+mini --arm icsl_8cb --seed 1")
+@app.command(
+    epilog="Example: w2vrep pretrain corrected+mini --arm icsl_8cb --seed 1\n\n"
+    "Example: w2vrep pretrain corrected --jobs gpus --set data.root=/path/to/LibriSpeech"
+)
 def pretrain(
     recipe: RecipeArgument,
     work: Work = None,
@@ -112,9 +126,11 @@ def pretrain(
     estimate: Estimate = False,
     arm: Arms = None,
     seed: Seeds = None,
+    jobs: Jobs = None,
+    cluster: ClusterOption = None,
 ) -> None:
     """Train every arm and seed of the pretraining grid."""
-    _grid("pretrain", recipe, work, sets, device, dry_run, estimate, arm, seed)
+    _grid("pretrain", recipe, work, sets, device, dry_run, estimate, arm, seed, jobs, cluster)
 
 
 @app.command(
@@ -129,12 +145,18 @@ def finetune(
     estimate: Estimate = False,
     arm: Arms = None,
     seed: Seeds = None,
+    jobs: Jobs = None,
+    cluster: ClusterOption = None,
 ) -> None:
     """Train every RVQ arm and seed on an encoder."""
-    _grid("finetune", recipe, work, sets, device, dry_run, estimate, arm, seed)
+    _grid("finetune", recipe, work, sets, device, dry_run, estimate, arm, seed, jobs, cluster)
 
 
-@app.command(epilog="Example: w2vrep run corrected+mini --work runs/first --dry-run")
+@app.command(
+    epilog="Example: w2vrep run corrected+mini --work runs/first --dry-run\n\n"
+    "Example: w2vrep run smoke --jobs 2\n\n"
+    "Example: w2vrep run corrected --cluster slurm --set cluster.slurm_partition=gpu"
+)
 def run(
     recipe: RecipeArgument,
     work: Work = None,
@@ -142,16 +164,20 @@ def run(
     device: DeviceOption = Device.auto,
     dry_run: DryRun = False,
     estimate: Estimate = False,
+    jobs: Jobs = None,
+    cluster: ClusterOption = None,
 ) -> None:
     """prepare, pretrain, finetune and report in order."""
     loaded, folder = _load(recipe, sets, work, device)
     if dry_run or estimate:
         return _plan(loaded, folder, ["prepare", "pretrain", "finetune"], estimate=estimate)
+    from reproduce.stages.fleet import hands_of
     from reproduce.stages.run import run
     from reproduce.training import distributed
 
-    with distributed.joined(loaded.compute.device) as ranks:
-        summary = run(loaded, folder, ranks, print)
+    hands = hands_of(loaded, jobs, cluster, _worker_options(recipe, folder, sets, device))
+    with distributed.joined(loaded.compute.device if hands is None else "cpu") as ranks:
+        summary = run(loaded, folder, ranks, print, hands)
     if summary is not None:
         print(f"report: {summary.page}")
 
@@ -400,6 +426,8 @@ def _grid(
     estimate: bool,
     arms: Sequence[str] | None,
     seeds: Sequence[int] | None,
+    jobs: str | None,
+    cluster: str | None,
 ) -> None:
     recipe, folder = _load(spec, sets, work, device)
     other: Stage = "finetune" if stage == "pretrain" else "pretrain"
@@ -414,6 +442,13 @@ def _grid(
     chosen_seeds = _choose("seed", seeds, recipe.seeds)
     if dry_run or estimate:
         return _plan(recipe, folder, [stage], chosen, chosen_seeds, estimate=estimate)
+    from reproduce.stages.fleet import hands_of, train_by
+
+    hands = hands_of(recipe, jobs, cluster, _worker_options(spec, folder, sets, device))
+    if hands is not None:
+        train_by(hands, stage, recipe, folder, chosen, chosen_seeds)
+        print(f"{stage}: {folder.root / stage}")
+        return
     from reproduce.training import distributed
 
     train: Callable[..., None]
@@ -425,6 +460,14 @@ def _grid(
         train(recipe, folder, ranks, chosen, chosen_seeds)
     if ranks.main:
         print(f"{stage}: {folder.root / stage}")
+
+
+def _worker_options(
+    spec: str, folder: WorkFolder, sets: Sequence[str] | None, device: Device
+) -> list[str]:
+    """RECIPE and the options that every worker gets, as they were given here."""
+    given = [f"--set={item}" for item in sets or []]
+    return [spec, f"--work={folder.root}", f"--device={device.value}", *given]
 
 
 def _choose(what: str, given: Sequence[Any] | None, known: list[Any]) -> list[Any]:

@@ -136,6 +136,11 @@ class WorkFolder:
         return self.root / "features"
 
     @property
+    def logs(self) -> Path:
+        """What the workers of ``--jobs`` and ``--cluster`` say, a file each."""
+        return self.root / "logs"
+
+    @property
     def report(self) -> Path:
         return self.root / "report"
 

@@ -83,6 +83,7 @@ def test_options_of_the_contract(w2vrep):
         text = w2vrep(command, "--help").out
         assert all(option in text for option in stage), command
         assert ("--arm" in text and "--seed" in text) == (command in ("pretrain", "finetune"))
+        assert ("--jobs" in text and "--cluster" in text) == (command != "prepare")
     text = w2vrep("report", "--help").out
     for option in ("--work", "--out", "--strict", "--json", "--published"):
         assert option in text

@@ -12,7 +12,6 @@ import functools
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -41,6 +40,7 @@ from reproduce.data.audio import Decoded
 from reproduce.data.batches import Batch, Speech
 from reproduce.data.corpora import AudioSource, Utterance
 from reproduce.data.manifest import write_manifest
+from reproduce.grid.workers import rank_envs
 from reproduce.recipe import load_recipe
 from reproduce.recipe.schema import Recipe
 from reproduce.records import RunFolder, Stage, WorkFolder
@@ -178,22 +178,11 @@ def _run(
     target(*arguments)
 
 
-def rank_env(world: int) -> list[dict[str, str]]:
-    """What torchrun sets, a process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
-
-
 def start_ranks(world: int, target: Callable[..., object], *arguments: Any, log: Path) -> list[Any]:
     """As many processes as torchrun would start; ``log`` gets the rank's number as suffix."""
-    if world == 1:
-        return [start(target, *arguments, log=log.with_suffix(".0"))]
     return [
         start(target, *arguments, log=log.with_suffix(f".{rank}"), env=env)
-        for rank, env in enumerate(rank_env(world))
+        for rank, env in enumerate(rank_envs(world))
     ]
 
 

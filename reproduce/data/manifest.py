@@ -78,7 +78,7 @@ def write_manifest(
         partial = WorkFolder(folder / ".partial")
         journal = Journal(partial.data, listing, shard_samples)
         try:
-            pack_into(journal, items, total=total, jobs=jobs or _cores(), progress=progress)
+            pack_into(journal, items, total=total, jobs=jobs or cores(), progress=progress)
         finally:
             journal.close()
         if not journal.samples:
@@ -155,7 +155,8 @@ def _locked(folder: Path) -> Iterator[None]:
             yield
 
 
-def _cores() -> int:
+def cores() -> int:
+    """CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -26,6 +26,7 @@ from reproduce.grid.lock import (
     beating,
     grid_started,
     holder_of,
+    is_worker,
     require_locks,
 )
 from reproduce.recipe.schema import settings_sha256
@@ -49,8 +50,8 @@ def run_grid(
     """Train every unit (arms that train together, seed) that is due.
 
     Runs that other processes train are passed over again until each is finished or failed; one
-    whose process died is taken up. A run that diverges, or lacks what it stands on, doesn't keep
-    the others from being done.
+    whose process died is taken up. One worker of several leaves instead when it can claim nothing
+    more. A run that diverges, or lacks what it stands on, doesn't keep the others from being done.
 
     Args:
         context: of the grid.
@@ -75,15 +76,21 @@ def run_grid(
     due = list(units)
     while due:
         busy: list[Unit] = []
+        idle = True
         for arms, seed in due:
             with grid.claim(arms, seed) as claim:
                 if claim.records:
+                    idle = False
                     _train(context, claim, seed, train, labels[arms[0], seed])
                     grid.note_ends(claim, seed)
             if claim.busy:
                 busy.append((claim.busy, seed))
         due = busy
-        if due:
+        if due and is_worker():
+            if idle:
+                context.say("nothing left to claim")
+                break
+        elif due:
             grid.wait(due)
     grid.report()
 

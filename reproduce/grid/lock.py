@@ -38,6 +38,11 @@ STARTED, WORKER = "W2VREP_GRID_STARTED", "W2VREP_WORKER"
 Taken = Literal["taken", "busy", "failed", "died"]
 
 
+def is_worker() -> bool:
+    """Whether a grid of several workers started this process, which then waits for nobody."""
+    return WORKER in os.environ
+
+
 def grid_started() -> float:
     """When the command began that this process belongs to, Unix time."""
     return float(os.environ.get(STARTED) or time.time())
@@ -51,7 +56,7 @@ class Holder:
         held: whether somebody holds it, or died holding it.
         since, beat: when it was taken, and the last sign of life; Unix time.
         device: what it trains on.
-        worker: name of the worker, of a grid of several.
+        worker: name of the worker, of a grid of several; also of one in whose hands it failed.
         deaths: processes that died over this run in the grid that this one belongs to.
         failed: when an attempt ended with an error, if the last one did.
     """
@@ -144,7 +149,8 @@ class RunLock:
         if self._file < 0:
             return
         if (self._mine is not None and not self.lost) or failed:
-            self._write(Holder(failed=time.time() if failed else None))
+            who = os.environ.get(WORKER, "") if failed else ""
+            self._write(Holder(worker=who, failed=time.time() if failed else None))
         self._mine = None
         os.close(self._file)
         self._file = -1

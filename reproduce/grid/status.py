@@ -52,6 +52,11 @@ class RunState:
         """Nothing more happens to it in this grid."""
         return self.state in ("finished", "diverged", "failed")
 
+    @property
+    def held(self) -> bool:
+        """Somebody trains it."""
+        return self.state == "training"
+
 
 def grid_runs(
     recipe: Recipe,
@@ -161,6 +166,21 @@ def status_lines(states: Sequence[RunState], now: float | None = None) -> Iterat
             who = str(state.holder) if state.holder.held else "its process"
             yield f"{state.run.name}: {who} is gone; the same command again goes on with it"
     yield summary_line(states)
+
+
+def state_line(state: RunState) -> str:
+    """One run in a line: ``pretrain/icsl_8cb/seed-1: training 40/150, train 4.3000, ...``."""
+    names = ("train", "valid", LOSSES[state.run.stage][1].partition("_")[0])
+    numbers = zip(names, (state.train, state.valid, state.beside), strict=True)
+    where = " ".join(filter(None, (state.holder.host, state.holder.device)))
+    worker = f"worker {state.holder.worker}" if state.holder.worker else ""
+    parts = [
+        f"{state.state} {state.update}/{state.updates}",
+        *(f"{name} {value:.4f}" for name, value in numbers if value is not None),
+        *(part for part in (worker, where) if part),
+        *([_short(state.reason)] if state.reason and state.state != "training" else []),
+    ]
+    return f"{state.run.name}: {', '.join(parts)}"
 
 
 def summary_line(states: Sequence[RunState]) -> str:

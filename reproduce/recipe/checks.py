@@ -53,6 +53,11 @@ def _top(recipe: Recipe) -> Iterator[str]:
         yield f"name: names the work folder; {name!r} can't"
     if len(set(recipe.seeds)) < len(recipe.seeds):
         yield f"seeds: the same seed twice in {recipe.seeds}"
+    if recipe.compute.processes % recipe.cluster.nodes:
+        yield (
+            f"cluster.nodes: {recipe.compute.processes} processes (compute.processes) can't be "
+            f"spread evenly over {recipe.cluster.nodes} machines"
+        )
 
 
 def _data(recipe: Recipe) -> Iterator[str]:

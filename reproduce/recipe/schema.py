@@ -444,7 +444,12 @@ class Compute(Section):
         "in float32",
         "as run",
     )
-    threads: Count | None = key(None, "CPU threads; null: torch's choice", "ours")
+    threads: Count | None = key(
+        None, "CPU threads of a process; null: torch's choice, or a worker's share", "ours"
+    )
+    processes: Count = key(
+        1, "processes of a run, a GPU each; they share an update's micro-batches", "ours"
+    )
     compile: bool = key(False, "torch.compile the encoder's transformer blocks", "ours")
     prefetch: Count = key(
         2,
@@ -452,6 +457,31 @@ class Compute(Section):
         "ours",
     )
     readers: Count = key(2, "threads that read them; decides no number", "ours")
+
+
+class Cluster(Section):
+    """What ``--cluster slurm`` asks for, a job; names are submitit's. Decides no number."""
+
+    timeout_min: Count = key(720, "a job's time limit, minutes; it goes on in another one", "ours")
+    max_timeouts: Natural = key(100, "so many others at most", "ours")
+    nodes: Count = key(1, "machines that compute.processes are spread over", "ours")
+    gpus_per_node: Natural | None = key(
+        None, "GPUs a machine; null: one a process, none where compute.device is cpu", "ours"
+    )
+    cpus_per_task: Count = key(4, "CPU cores a process", "ours")
+    mem_gb: Positive | None = key(None, "memory a machine, GB; null: the cluster's choice", "ours")
+    slurm_partition: str | None = key(None, "partition; null: the cluster's choice", "the user")
+    slurm_account: str | None = key(None, "who pays", "the user")
+    slurm_qos: str | None = key(None, "quality of service", "the user")
+    slurm_constraint: str | None = key(None, "features of the machines", "the user")
+    slurm_signal_delay_s: Count = key(
+        120, "seconds before the time limit at which a checkpoint is asked for", "ours"
+    )
+    slurm_array_parallelism: Count = key(256, "jobs of the array at a time", "submitit")
+    slurm_setup: list[str] = key([], "shell lines before a job (module load ...)", "the user")
+    slurm_additional_parameters: dict[str, Any] = key(
+        {}, "other options of sbatch, names without --", "the user"
+    )
 
 
 class Recipe(Section):
@@ -465,6 +495,7 @@ class Recipe(Section):
     pretrain: Pretrain = key(Pretrain(), "pretraining", "paper")
     finetune: Finetune = key(Finetune(), "fine-tuning", "paper")
     compute: Compute = key(Compute(), "devices and precision", "ours")
+    cluster: Cluster = key(Cluster(), "jobs of a cluster; not among a run's settings", "ours")
 
     def pretrain_arm(self, arm: str) -> Pretrain:
         """The pretraining section with an arm's overrides in place."""

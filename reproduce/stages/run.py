@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from reproduce.errors import DivergedError, FailedRunsError, InterruptedRun
 from reproduce.recipe.schema import Recipe
-from reproduce.records import WorkFolder
+from reproduce.records import Stage, WorkFolder
 from reproduce.report import ReportSummary, build_report
 from reproduce.stages.finetune import finetune
+from reproduce.stages.fleet import Hands, train_by
 from reproduce.stages.prepare import prepare, summary_lines
 from reproduce.stages.pretrain import pretrain
 from reproduce.tasks.corpus import require_corpus
@@ -17,11 +18,18 @@ from reproduce.training.distributed import Ranks
 
 
 def run(
-    recipe: Recipe, work: WorkFolder, ranks: Ranks, say: Callable[[str], None]
+    recipe: Recipe,
+    work: WorkFolder,
+    ranks: Ranks,
+    say: Callable[[str], None],
+    hands: Hands | None = None,
 ) -> ReportSummary | None:
     """prepare, pretrain, finetune, report.
 
     What goes wrong in fine-tuning, or diverges, is told after the report is made.
+
+    Args:
+        hands: the workers that train, if this process doesn't.
 
     Returns:
         The report's summary on the main rank, None on the others.
@@ -40,13 +48,21 @@ def run(
         for line in summary_lines(prepare(recipe, work)):
             say(line)
     ranks.barrier()
+
+    def train(stage: Stage, itself: Callable[..., None]) -> None:
+        arms = list(getattr(recipe, stage).arms)
+        if hands is None:
+            itself(recipe, work, ranks, arms, recipe.seeds)
+        else:
+            train_by(hands, stage, recipe, work, arms, recipe.seeds)
+
     problem: Exception | None = None
     try:
-        pretrain(recipe, work, ranks, list(recipe.pretrain.arms), recipe.seeds)
+        train("pretrain", pretrain)
     except (DivergedError, FailedRunsError) as error:
         problem = error
     try:
-        finetune(recipe, work, ranks, list(recipe.finetune.arms), recipe.seeds)
+        train("finetune", finetune)
     except InterruptedRun:
         raise
     except Exception as error:  # what lacks its encoder since a run failed isn't the first problem

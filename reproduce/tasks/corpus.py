@@ -13,7 +13,7 @@ from reproduce.data.estimate import estimate
 from reproduce.data.summary import Summary
 from reproduce.errors import DataError, MissingCorpusError, UsageError, W2vrepError
 from reproduce.recipe.dump import as_yaml
-from reproduce.recipe.schema import Recipe
+from reproduce.recipe.schema import Cluster, Recipe
 from reproduce.records import WorkFolder, write_text
 
 
@@ -96,7 +96,7 @@ def size_line(recipe: Recipe, work: WorkFolder) -> str:
 
 
 def save_recipe(recipe: Recipe, work: WorkFolder) -> None:
-    """``recipe.yaml``: resolved, as used, without the paths of this machine."""
+    """``recipe.yaml``: resolved, as used, without what is this machine's or cluster's own."""
     data = recipe.data.model_copy(
         update={
             name: Path(value).name if value is not None else None
@@ -107,4 +107,5 @@ def save_recipe(recipe: Recipe, work: WorkFolder) -> None:
         }
     )
     with writing(work.root):
-        write_text(work.recipe, as_yaml(recipe.model_copy(update={"data": data})))
+        everywhere = recipe.model_copy(update={"data": data, "cluster": Cluster()})
+        write_text(work.recipe, as_yaml(everywhere))

@@ -23,6 +23,11 @@ def test_the_defaults_are_free_of_problems():
     ("spec", "sets", "found"),
     [
         ("as-run", ["seeds=[1, 2, 1]"], "seeds: the same seed twice in [1, 2, 1]"),
+        (
+            "as-run",
+            ["compute.processes=3", "cluster.nodes=2"],
+            "cluster.nodes: 3 processes (compute.processes) can't be spread evenly over 2 machines",
+        ),
         ("as-run", ["name='.'"], "name: names the work folder; '.' can't"),
         ("as-run", ["name=''"], "name: names the work folder; '' can't"),
         (

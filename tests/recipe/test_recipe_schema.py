@@ -72,6 +72,7 @@ def test_settings_hold_what_decides_numbers_and_nothing_else():
     for same in (
         ["data.root=/somewhere"],
         ["data.jobs=3", "compute.threads=2", "compute.device=cpu"],
+        ["compute.processes=4", "cluster.nodes=2", "cluster.slurm_partition=gpu"],
         ["pretrain.checkpoint_every=7", "seeds=[1, 2]", "name=x"],
         ["pretrain.arms.icsl_2cb.icsl.weight=3", "finetune.updates=3"],
     ):
@@ -228,10 +229,11 @@ TINY = [
     "finetune.arms.kept={masking.probability: 0.0, masking.channel_probability: 0.0}",
 ]
 # read from the whole section at once; the tests below see to them
-AS_A_WHOLE = ("model.", "data.synthetic.")
+AS_A_WHOLE = ("model.", "data.synthetic.", "cluster.")
 # read by the command line, which hands the stages arms, seeds and ranks
 COMMAND_LINE = {
-    "name", "description", "seeds", "compute.device", "pretrain.arms", "finetune.arms"
+    "name", "description", "seeds", "compute.device", "compute.processes", "pretrain.arms",
+    "finetune.arms",
 }  # fmt: skip
 
 

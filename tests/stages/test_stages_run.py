@@ -17,6 +17,7 @@ import reproduce.stages.run as stage
 from reproduce.errors import (
     DataError,
     DivergedError,
+    FailedRunsError,
     InterruptedRun,
     MissingCorpusError,
     UsageError,
@@ -24,6 +25,7 @@ from reproduce.errors import (
 )
 from reproduce.recipe import load_recipe
 from reproduce.records import RunRecord, WorkFolder
+from reproduce.stages.fleet import Hands
 from reproduce.tasks.pretraining import PretrainTask
 from reproduce.tasks.recognition import FinetuneTask
 from reproduce.training.distributed import Ranks
@@ -137,6 +139,28 @@ def test_the_report_is_made_whatever_fine_tuning_raises(
         with pytest.raises(RuntimeError, match="out of luck"):
             run(work)
     assert "finetune/no_rvq/seed-1 failed" in (work.root / "reported").read_text()
+
+
+def test_workers_train_one_stage_after_the_other(
+    work: WorkFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails in the first is told after the report."""
+    hands, done = Hands("2", None, ["smoke"]), []
+
+    def train(given: Hands, name: str, *grid: Any) -> None:
+        done.append((given, name, *grid[-2:]))
+        if name == "pretrain":
+            raise FailedRunsError("one is lost")
+
+    monkeypatch.setattr(stage, "train_by", train)
+    recipe = tiny_recipe("corrected", work, *SETS)
+    with pytest.raises(FailedRunsError, match="one is lost"):
+        stage.run(recipe, work, Ranks(0, 1, torch.device("cpu")), lambda _: None, hands)
+    assert done == [
+        (hands, "pretrain", ["no_icsl_2cb"], [1, 2]),
+        (hands, "finetune", ["no_rvq", "rvq_2"], [1, 2]),
+    ]
+    assert (work.root / "reported").exists()
 
 
 def test_an_interrupted_run_makes_no_report(
