@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from reproduce.records import Stage
-from reproduce.report.caveats import knows_nothing
-from reproduce.report.claims import ClaimResult
+from reproduce.report.caveats import knowing
+from reproduce.report.claims import DECIDED, ClaimResult
 from reproduce.report.measured import STAGES, Work
 from reproduce.report.scale import STAGE_NAMES
 from reproduce.report.tables import Row
@@ -34,21 +35,29 @@ def _numbers(work: Work, rows: Mapping[Stage, Sequence[Row]], claims: Sequence[C
             "Not asked of this recipe: it changes what was run, so that the claims can be tested. "
             "Its losses stand beside the published ones all the same."
         )
-    told = []
+    told: list[str] = []
+    counts: Counter[str] = Counter()
     for stage in STAGES:
         judged = [row for row in rows[stage] if row.published and row.judged.enough]
         if not judged:
             told.append(f"No published {STAGE_NAMES[stage]} loss has three seeds here.")
             continue
-        back = sum(row.verdict == "reproduced" for row in judged)
+        back = [row for row in judged if row.verdict == "reproduced"]
         apart = sum(row.verdict == "differs" for row in judged)
-        wide = len(judged) - back - apart
+        wide = len(judged) - len(back) - apart
+        counts.update(back=len(back), apart=apart)
+        ignorant = sum(row.ignorant for row in back)
         told.append(
-            f"Of {len(judged)} published {STAGE_NAMES[stage]} losses {back} come back, {apart} "
-            f"differ" + (f", {wide} can't be told (the seeds spread too far)." if wide else ".")
+            f"Of {len(judged)} published {STAGE_NAMES[stage]} losses {len(back)} come back"
+            + (f" ({ignorant} of them by runs that know nothing)" if ignorant else "")
+            + f", {apart} differ"
+            + (f", {wide} can't be told (the seeds spread too far)." if wide else ".")
         )
-    told.append(f"Published differences: {_tally(claims, ('come back', 'are reversed'))}.")
-    return " ".join(told)
+    void = sum(bool(claim.untestable) for claim in claims if claim.verdict in DECIDED)
+    differences = _tally(claims, ("come back", "are reversed"))
+    differences += f"; {void} of them by runs that know nothing" if void else ""
+    told.append(f"Published differences: {differences}.")
+    return " ".join([_short(counts["back"], counts["apart"]), *told])
 
 
 def _method(work: Work, claims: Sequence[ClaimResult]) -> str:
@@ -56,17 +65,28 @@ def _method(work: Work, claims: Sequence[ClaimResult]) -> str:
     for stage in STAGES:
         runs = [run for arm in work.arms(stage) for run in work.counted(stage, arm)]
         if runs:
-            knowing = sum(not knows_nothing(run) for run in runs)
-            known.append(f"{knowing} of {len(runs)} {STAGE_NAMES[stage]} runs {_KNOWING[stage]}")
+            known.append(
+                f"{knowing(runs)} of {len(runs)} {STAGE_NAMES[stage]} runs {_KNOWING[stage]}"
+            )
     told = f" ({'; '.join(known)})" if known else ""
     if work.repeats:
         return (
             "Not asked of this recipe: whether a claim about the method holds is judged on runs "
             f"that know something, under corrected{told}."
         )
+    found = Counter(result.verdict for result in claims)
     return (
-        f"Of {len(claims)} claims: {_tally(claims, ('are supported', 'are contradicted'))}{told}."
+        f"{_short(found['supported'], found['contradicted'])} Of {len(claims)} claims: "
+        f"{_tally(claims, ('are supported', 'are contradicted'))}{told}."
     )
+
+
+def _short(yes: int, no: int) -> str:
+    """The answer in a word or two."""
+    if yes and no:
+        return "Partly."
+    told = "Yes" if yes else "No"
+    return f"{told}, where it can be told." if yes or no else "Not known yet."
 
 
 def _tally(claims: Sequence[ClaimResult], words: tuple[str, str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from reproduce.records import AT_CHANCE_MARGIN, Stage
 from reproduce.report.measured import Run, Work, flatten
 from reproduce.report.privacy import without_paths
-from reproduce.report.published import Claim
+from reproduce.report.published import ClaimPart
 from reproduce.report.statistics import FEWEST_SEEDS
 
 OUTCOMES = {"at_chance": "at chance", "all_blank": "all blank", "collapsed": "collapsed"}
@@ -24,12 +24,11 @@ def caveat(work: Work, stage: Stage, arm: str) -> str:
     return "; ".join([*_told(work, stage, arm, run_caveats), *mixed])
 
 
-def claim_caveat(claim: Claim, work: Work) -> str:
-    """Which runs a claim lacks, and whether those it has know anything; empty if all is well."""
+def claim_caveat(parts: Sequence[ClaimPart], work: Work) -> str:
+    """Which runs parts of a claim lack, and whether those they have know anything; empty if all is
+    well."""
     found = []
-    for stage in dict.fromkeys(part.stage for part in claim.parts):
-        parts = [part for part in claim.parts if part.stage == stage]
-        arms = list(dict.fromkeys(arm for part in parts for arm in part.arms))
+    for stage, arms in _arms(parts).items():
         lost: dict[str, list[str]] = {}
         for arm in arms:
             for text in _told(work, stage, arm, why_lost):
@@ -66,20 +65,37 @@ def knows_nothing(run: Run) -> bool:
     return run.outcome == "all_blank" or _misses_all(run)
 
 
-def cannot_test(claim: Claim, work: Work) -> str:
-    """Why a claim can't be tested on these runs: arms of which too few seeds know anything.
+def cannot_test(parts: Sequence[ClaimPart], work: Work) -> str:
+    """Why these runs can't test parts of a claim: arms of which too few seeds know anything.
 
-    Arms with too few finished seeds are another matter. Empty if it can be tested.
+    Arms with too few finished seeds are another matter. Empty if they can be tested.
     """
-    found = []
-    for stage in dict.fromkeys(part.stage for part in claim.parts):
-        parts = [part for part in claim.parts if part.stage == stage]
-        for arm in dict.fromkeys(arm for part in parts for arm in part.arms):
-            runs = work.counted(stage, arm)
-            knowing = sum(not knows_nothing(run) for run in runs)
-            if knowing < FEWEST_SEEDS <= len(runs):
-                found.append(f"{arm} {knowing} of {len(runs)}")
+    found = [
+        f"{arm} {knowing(runs)} of {len(runs)}"
+        for stage, arms in _arms(parts).items()
+        for arm in arms
+        if too_few_know(runs := work.counted(stage, arm))
+    ]
     return f"seeds that know anything: {', '.join(found)}; {FEWEST_SEEDS} needed" if found else ""
+
+
+def too_few_know(runs: Sequence[Run]) -> bool:
+    """Whether an arm has seeds enough for a verdict, and too few of them know anything."""
+    return knowing(runs) < FEWEST_SEEDS <= len(runs)
+
+
+def knowing(runs: Sequence[Run]) -> int:
+    """How many of some finished runs know anything."""
+    return sum(not knows_nothing(run) for run in runs)
+
+
+def _arms(parts: Sequence[ClaimPart]) -> dict[Stage, list[str]]:
+    """The arms of parts by stage, each once."""
+    stages = dict.fromkeys(part.stage for part in parts)
+    return {
+        stage: list(dict.fromkeys(a for part in parts if part.stage == stage for a in part.arms))
+        for stage in stages
+    }
 
 
 def final_skill(run: Run) -> float | None:
@@ -141,3 +157,8 @@ def run_caveats(run: Run) -> list[str]:
 
 def _misses_all(run: Run) -> bool:
     return (wer := run.final("valid", "wer")) is not None and wer >= 1
+
+
+def joined(*caveats: str) -> str:
+    """Those there are, in one line."""
+    return "; ".join(filter(None, caveats))

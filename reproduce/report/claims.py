@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from reproduce.report.caveats import cannot_test, claim_caveat
+from reproduce.report.caveats import cannot_test, claim_caveat, joined
 from reproduce.report.measured import Work
 from reproduce.report.measures import (
     Source,
@@ -61,8 +61,10 @@ class PartResult:
         doubt: why an interval that stands clear is no verdict; empty if it is one.
         never: seeds of which the first arm never reaches the loss that is asked for.
         beside: the same over training windows, if the published value is of those.
+        caveat: as of the claim, for this part's arms.
         used: the interval that the verdict uses: a mean on the other side than expected has to
             stand clear at a higher confidence.
+        confidence: of that interval.
     """
 
     part: ClaimPart
@@ -76,6 +78,8 @@ class PartResult:
     never: int = 0
     beside: Interval | None = None
     used: Interval | None = None
+    confidence: float = CONFIDENCE
+    caveat: str = ""
 
     @property
     def shown(self) -> Interval:
@@ -132,15 +136,34 @@ def judge(published: Published, work: Work, scale: Scale) -> list[ClaimResult]:
     results = []
     for claim in published.claims:
         result = judge_claim(claim, published, work, work.name)
-        small = scale.caveat({part.stage for part in claim.parts})
         speech = _over_speech(result, published, work)
-        why = cannot_test(claim, work)
+        why = cannot_test(claim.parts, work)
         if why and not work.repeats and result.verdict in (*DECIDED, "inconclusive"):
-            result, small, speech = _not_testable(result), "", ""
-        told = why if result.verdict == "not testable" else ""
-        caveats = filter(None, (told, small, claim_caveat(claim, work), result.caveat, speech))
-        results.append(replace(result, caveat="; ".join(caveats), untestable=why))
+            result, speech = _not_testable(result), ""
+        parts = tuple(
+            replace(part, caveat=joined(*_of_runs([part.part], part.verdict, why, work, scale)))
+            for part in result.parts
+        )
+        caveat = joined(
+            *_of_runs(claim.parts, result.verdict, why, work, scale), result.caveat, speech
+        )
+        results.append(replace(result, parts=parts, caveat=caveat, untestable=why))
     return results
+
+
+def _of_runs(
+    parts: Sequence[ClaimPart], verdict: ClaimVerdict, why: str, work: Work, scale: Scale
+) -> tuple[str, str, str]:
+    """What has to be told of the runs behind a claim or a part of it.
+
+    ``why`` the claim as a whole can't be tested is said of a part whose own arms know enough.
+    """
+    untestable = verdict == "not testable"
+    return (
+        (cannot_test(parts, work) or why) if untestable else "",
+        "" if untestable else scale.caveat({part.stage for part in parts}),
+        claim_caveat(parts, work),
+    )
 
 
 def _not_testable(result: ClaimResult) -> ClaimResult:
@@ -200,7 +223,7 @@ def judge_claim(claim: Claim, published: Published, source: Source, recipe: str)
         *dict.fromkeys(_unpaired(part, source) for part in claim.parts),
         _negligible(judged, published),
     ]
-    return replace(judged, caveat="; ".join(filter(None, caveats)))
+    return replace(judged, caveat=joined(*caveats))
 
 
 def _judge_part(part: ClaimPart, published: Published, source: Source, *, parts: int) -> PartResult:
@@ -217,6 +240,7 @@ def _judge_part(part: ClaimPart, published: Published, source: Source, *, parts:
         if steady.verdict != verdict:
             doubt = "the area between the curves doesn't bear out the lead in updates"
             needed = steady.needed
+    confidence = _confidence(interval, part, margin, parts=parts)
     result = PartResult(
         part,
         _one(part, published),
@@ -227,7 +251,8 @@ def _judge_part(part: ClaimPart, published: Published, source: Source, *, parts:
         needed=needed,
         doubt=doubt,
         never=never_reached(part, source),
-        used=_used(interval, part, margin, parts=parts),
+        used=interval.widened(confidence) if confidence > CONFIDENCE else interval,
+        confidence=confidence,
     )
     if not result.of_training_windows:
         return result
@@ -292,10 +317,10 @@ def _inside(interval: Interval, part: ClaimPart, margin: float) -> float:
     }[part.expected]
 
 
-def _used(interval: Interval, part: ClaimPart, margin: float, *, parts: int) -> Interval:
-    if interval.enough and _inside(interval, part, margin) < 0:
-        return interval.widened(1 - (1 - CONFIDENCE) / parts)
-    return interval
+def _confidence(interval: Interval, part: ClaimPart, margin: float, *, parts: int) -> float:
+    """Of the interval that a verdict hangs on: higher where the mean speaks against the claim."""
+    against = interval.enough and _inside(interval, part, margin) < 0
+    return 1 - (1 - CONFIDENCE) / parts if against else CONFIDENCE
 
 
 def _clearance(interval: Interval, part: ClaimPart, margin: float) -> float:

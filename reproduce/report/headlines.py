@@ -31,7 +31,7 @@ def headlines(
         if scale.text:
             found.append(Finding("pretrain", work.name, "size", scale.text))
         for stage in STAGES:
-            if work.arms(stage):
+            if any(work.of(stage, arm) for arm in work.arms(stage)):
                 text = measured_noise(published, work, stage)
                 found.append(Finding(stage, work.name, "noise", text))
     return found

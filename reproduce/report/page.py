@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from reproduce.records import RunRecord, Stage
 from reproduce.report.answers import answers
-from reproduce.report.caveats import run_caveats
+from reproduce.report.caveats import joined, run_caveats
 from reproduce.report.claims import FALSE_ANYWHERE, FALSE_VERDICTS, ClaimResult, PartResult
 from reproduce.report.deviations import Deviation
 from reproduce.report.figures import Drawn
@@ -38,8 +38,30 @@ from reproduce.report.tables import (
 
 _NUMBER_ORDER = ("reproduced", "differs", "inconclusive", "too few seeds", "not measured")
 
+_COMES_BACK = {"supported": "comes back", "contradicted": "reversed"}
+"""What is asked of recipes that repeat what was written or run isn't whether a claim holds."""
 _OUT_OF_REACH = f"over {MOST_SEEDS}"
 _FEWEST = f"{FEWEST_SEEDS} needed"
+
+
+@dataclass(frozen=True)
+class Badge:
+    """A verdict as it is shown: its words, how it looks, and what stands small beside it.
+
+    It is solid only without a caveat (``noted``), and looks like no verdict where the runs can't
+    give one (``void``).
+    """
+
+    text: str
+    look: str
+    note: str = ""
+
+
+def _badge(verdict: str, *, void: bool, noted: bool, repeats: bool, note: str = "") -> Badge:
+    """``repeats``: of a recipe that is asked whether published differences come back."""
+    weight = "void" if void else "noted" if noted else ""
+    text = _COMES_BACK.get(verdict, verdict) if repeats else verdict
+    return Badge(text, f"{verdict.replace(' ', '-')} {weight}".strip(), note)
 
 
 @dataclass(frozen=True)
@@ -67,7 +89,6 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
     )
-    environment.filters["kind"] = lambda verdict: str(verdict).replace(" ", "-")
     return environment.get_template("page.html.j2").render(
         chance=f"{CHANCE:.4f}",
         gap=f"{report.published.chance_gap:.4f}",
@@ -77,16 +98,18 @@ def render(report: Report) -> str:
         overview_size=len(report.published.claims),
         fewest=FEWEST_SEEDS,
         several=len(report.works) > 1,
+        repeats=any(work.repeats for work in report.works),
         overview=_overview(report),
+        nowhere=_nowhere(report),
         headlines=[headline.text for headline in report.headlines if not headline.recipe],
         margins={
             stage: rounded(report.published.margins[stage], {"pretrain": 4, "finetune": 2}[stage])
             for stage in STAGES
         },
-        pretrain=_by_recipe(map(_pretrain, report.tables["pretrain"])),
-        finetune=_by_recipe(map(_finetune, report.tables["finetune"])),
+        pretrain=_sections(report, "pretrain", _pretrain),
+        finetune=_sections(report, "finetune", _finetune),
         notes=_notes(report),
-        claims=_by_recipe(map(_claim, report.claims)),
+        claims=_claims(report),
         figures=[
             {
                 "title": figure.title,
@@ -134,8 +157,59 @@ def _rates(published: Published) -> dict[str, str]:
     }
 
 
-def _by_recipe(items: Iterable[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    return [(recipe, list(group)) for recipe, group in groupby(items, itemgetter("recipe"))]
+def _sections(
+    report: Report, stage: Stage, show: Callable[[Row], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """A stage's table by recipe; unpublished arms without a run are named, not tabled."""
+    sections = []
+    for recipe, group in groupby(report.tables[stage], attrgetter("recipe")):
+        rows = list(group)
+        shown = [row for row in rows if row.published or row.judged.count or _began(report, row)]
+        work = next((work for work in report.works if work.name == recipe), None)
+        runs = [run for arm in work.arms(stage) for run in work.of(stage, arm)] if work else []
+        sections.append(
+            {
+                "recipe": recipe,
+                "rows": [show(row) for row in shown],
+                "without": ", ".join(row.arm for row in rows if row not in shown),
+                "folded": (
+                    f"No {STAGE_NAMES[stage]} run yet; {sum(bool(r.published) for r in rows)} "
+                    "published numbers"
+                    if work and not runs
+                    else ""
+                ),
+            }
+        )
+    return sections
+
+
+def _began(report: Report, row: Row) -> bool:
+    return any(work.of(row.stage, row.arm) for work in report.works if work.name == row.recipe)
+
+
+def _claims(report: Report) -> list[dict[str, Any]]:
+    """Claims by recipe: those measured, and those that nothing is measured of, for a line."""
+    sections = []
+    for recipe, group in groupby(report.claims, attrgetter("recipe")):
+        results = list(group)
+        idle = [r for r in results if recipe and r.verdict == "not measured" and not _any(r)]
+        sections.append(
+            {
+                "recipe": recipe,
+                "shown": [_claim(r, _repeats(report, recipe)) for r in results if r not in idle],
+                "idle": [_claim(r, _repeats(report, recipe)) for r in idle],
+            }
+        )
+    return sections
+
+
+def _any(result: ClaimResult) -> bool:
+    """Whether any part of a claim has a value."""
+    return any(part.interval.count for part in result.parts)
+
+
+def _repeats(report: Report, recipe: str) -> bool:
+    return any(work.repeats for work in report.works if work.name == recipe)
 
 
 def _summary(report: Report, work: Work, scale: Scale) -> dict[str, Any]:
@@ -148,9 +222,14 @@ def _summary(report: Report, work: Work, scale: Scale) -> dict[str, Any]:
             {
                 "stage": STAGE_NAMES[stage],
                 "total": len(rows),
-                "counts": [(v, counts[v]) for v in _NUMBER_ORDER if counts[v]],
+                "counts": [
+                    (_number_badge([row for row in rows if row.verdict == v]), counts[v])
+                    for v in _NUMBER_ORDER
+                    if counts[v]
+                ],
                 "by_accident": _by_accident(rows),
                 "caveats": _caveats(work, stage),
+                "runs": any(work.of(stage, arm) for arm in work.arms(stage)),
             }
         )
     return {
@@ -175,28 +254,53 @@ def _by_accident(rows: Sequence[Row]) -> str:
     return f"of a perfect reproduction about {expected:.1f} of {judged} would differ by accident"
 
 
+def _number_badge(rows: Sequence[Row], note: str = "") -> Badge:
+    """The badge of rows that share a verdict."""
+    return _badge(
+        rows[0].verdict,
+        void=all(row.ignorant for row in rows),
+        noted=any(row.caveat for row in rows),
+        repeats=False,
+        note=note,
+    )
+
+
+def _claim_badge(result: ClaimResult, repeats: bool) -> Badge:
+    return _badge(
+        result.verdict,
+        void=bool(result.untestable),
+        noted=bool(result.caveat),
+        repeats=repeats,
+        note=result.caveat,
+    )
+
+
 def _overview(report: Report) -> list[dict[str, Any]]:
-    """A row a claim: its verdict and caveat in each recipe."""
-    found = {(result.claim.name, result.recipe): result for result in report.claims}
+    """A row a claim: its verdict and caveat in each recipe; without those measured nowhere."""
     return [
         {
             "name": claim.name,
             "statement": claim.statement,
             "results": [
-                (work.name, result.verdict, result.caveat)
-                for work in report.works
-                for result in [found[claim.name, work.name]]
+                (result.recipe, _claim_badge(result, _repeats(report, result.recipe)))
+                for result in report.claims
+                if result.claim.name == claim.name
             ],
         }
         for claim in report.published.claims
+        if claim.name not in _nowhere(report)
     ]
+
+
+def _nowhere(report: Report) -> list[str]:
+    """Claims that no recipe measured anything of."""
+    measured = {r.claim.name for r in report.claims if _any(r) or r.verdict != "not measured"}
+    return [claim.name for claim in report.published.claims if claim.name not in measured]
 
 
 def _caveats(work: Work, stage: Stage) -> str:
     """How many finished runs ended at chance, all blank and so on."""
     runs = [run for arm in work.arms(stage) for run in work.of(stage, arm)]
-    if not runs:
-        return "no runs"
     finished = [run for run in runs if run.status == "finished"]
     text = f"{len(finished)} of {len(runs)} runs finished"
     for what, count in Counter(w for run in runs for w in run_caveats(run)).most_common():
@@ -213,7 +317,7 @@ def _spread(interval: Interval, stage: Stage) -> str:
 def _needed(row: Row) -> str:
     if row.verdict == "too few seeds":
         return _FEWEST
-    if row.verdict != "inconclusive":
+    if row.verdict != "inconclusive" or row.ignorant:
         return ""
     return f"narrow enough from {row.needed} seeds" if row.needed else "spread exceeds the margin"
 
@@ -247,8 +351,7 @@ def _row(row: Row) -> dict[str, Any]:
         "published": row.published.text if row.published else "",
         "mark": "*" if row.published and not row.published.tabled else "",
         "seeds": row.judged.count,
-        "verdict": row.verdict,
-        "needed": _needed(row),
+        "badge": _number_badge([row], _needed(row)) if row.verdict else None,
         "caveat": row.caveat,
     }
 
@@ -275,36 +378,40 @@ def _notes(report: Report) -> dict[Stage, str]:
     }
 
 
-def _claim(result: ClaimResult) -> dict[str, Any]:
+def _claim(result: ClaimResult, repeats: bool) -> dict[str, Any]:
     return {
         "recipe": result.recipe,
         "name": result.claim.name,
         "statement": result.claim.statement,
         "source": result.claim.source,
         "note": result.claim.note,
-        "verdict": result.verdict,
-        "caveat": result.caveat,
-        "parts": [_part(part) for part in result.parts],
+        "badge": _claim_badge(result, repeats),
+        "parts": [_part(part, repeats, void=bool(result.untestable)) for part in result.parts],
     }
 
 
-def _part(result: PartResult) -> dict[str, Any]:
+def _part(result: PartResult, repeats: bool, *, void: bool) -> dict[str, Any]:
     published, measured, low, high, seeds = part_cells(result)
     needed, windows = result.doubt, training_windows(result)
+    wider = result.confidence > CONFIDENCE
     if result.verdict == "too few seeds":
         needed = needed or _FEWEST
-    elif result.verdict == "inconclusive" and not needed:
+    elif result.verdict == "inconclusive" and not needed and not void:
         needed = f"to decide: {f'about {result.needed}' if result.needed else _OUT_OF_REACH} seeds"
     return {
         "text": expectation(result),
         "published_note": "training windows" if result.of_training_windows else "",
-        "measured_note": f"training windows: {windows}" if windows else "",
+        "measured_note": joined(
+            f"{100 * result.confidence:.3g} % interval" if low and wider else "",
+            f"training windows: {windows}" if windows else "",
+        ),
         "unit": result.unit,
         "published": published,
         "measured": f"{measured} [{low}, {high}]" if low else measured,
         "seeds": seeds,
-        "verdict": result.verdict,
-        "needed": needed,
+        "badge": _badge(
+            result.verdict, void=void, noted=bool(result.caveat), repeats=repeats, note=needed
+        ),
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reproduce.records import Stage
-from reproduce.report.caveats import knows_nothing
+from reproduce.report.caveats import knowing
 from reproduce.report.measured import STAGES, Work, flatten
 from reproduce.report.published import Published
 from reproduce.report.statistics import FEWEST_SEEDS
@@ -23,7 +23,8 @@ STUDY_HOURS = 10.0
 @dataclass(frozen=True)
 class Scale:
     """``data``: corpus and hours in words; ``reasons``: in what a stage is under a quarter of the
-    study, if it is; ``knowing``: stages of which an arm has seeds enough that know something."""
+    study, if it is; ``knowing``: stages of which an arm has seeds enough that know something, as
+    far as they are: while no arm has three, as many as the furthest has."""
 
     data: str
     reasons: Mapping[Stage, list[str]]
@@ -73,15 +74,14 @@ def scale_of(published: Published, work: Work, as_run: Mapping[str, Any]) -> Sca
             else []
             for stage in STAGES
         },
-        [
-            stage
-            for stage in STAGES
-            if any(
-                sum(not knows_nothing(run) for run in work.counted(stage, arm)) >= FEWEST_SEEDS
-                for arm in work.arms(stage)
-            )
-        ],
+        [stage for stage in STAGES if _knows(work, stage)],
     )
+
+
+def _knows(work: Work, stage: Stage) -> bool:
+    arms = [work.counted(stage, arm) for arm in work.arms(stage)]
+    enough = min(FEWEST_SEEDS, max(map(len, arms), default=0))
+    return enough > 0 and any(knowing(runs) >= enough for runs in arms)
 
 
 def training_hours(work: Work) -> float | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reproduce.records import Stage
-from reproduce.report.caveats import caveat
+from reproduce.report.caveats import caveat, joined, too_few_know
 from reproduce.report.claims import ClaimResult, PartResult
 from reproduce.report.latex import latex_table
 from reproduce.report.measured import LOSS, Work, codebooks_of, icsl_of, levels_of
@@ -49,7 +49,8 @@ class Row:
     ``judged`` is what the verdict compares, of ``PRINTED_SPLIT``; ``beside`` is of the other split,
     training or validation. ``speech_skill``: chance less loss over masked frames of speech, with
     negatives among them. ``needed``: seeds until the interval is as narrow as the margin, None
-    where that isn't the question or is out of reach.
+    where that isn't the question or is out of reach. ``ignorant``: too few of its seeds know
+    anything.
     """
 
     stage: Stage
@@ -68,6 +69,7 @@ class Row:
     verdict: NumberVerdict
     caveat: str
     needed: int | None
+    ignorant: bool = False
 
     @property
     def skill(self) -> float | None:
@@ -162,6 +164,7 @@ def _row(published: Published, stage: Stage, arm: str, work: Work | None) -> Row
         verdict=verdict,
         caveat=caveat(work, stage, arm) if work else "",
         needed=(seeds_to_predict(judged.deviation, margin) if verdict == "inconclusive" else None),
+        ignorant=work is not None and too_few_know(work.counted(stage, arm)),
     )
 
 
@@ -207,19 +210,15 @@ def claims_table(results: Sequence[ClaimResult]) -> Table:
         )
         cells.append(
             [result.recipe, name, result.claim.statement, *part_cells(deciding), result.verdict,
-             _joined(notes)]
+             joined(*notes)]
         )  # fmt: skip
         for part in parts if len(parts) > 1 else ():
             cells.append(
                 [result.recipe, f"{name}.{part.part.number}",
                  expectation(part), *part_cells(part), part.verdict,
-                 _joined([part.doubt, *part_notes(part)])]
+                 joined(part.caveat, part.doubt, *part_notes(part))]
             )  # fmt: skip
     return Table(CLAIMS_TABLE, cells)
-
-
-def _joined(notes: Sequence[str]) -> str:
-    return "; ".join(filter(None, notes))
 
 
 def expectation(result: PartResult) -> str:

@@ -164,6 +164,10 @@ def test_claims_table(built: tuple[Path, ReportSummary]) -> None:
     assert rows["C5"]["verdict"] == "not testable"
     assert summary.contradicted == []  # so --strict passes
     assert float(rows["C1.3"]["published"]) == pytest.approx(4.6120 - 4.6178)
+    assert rows["C1.1"]["caveat"] == (
+        "seeds that know anything: icsl_2cb 0 of 3; 3 needed; 3 of 6 runs end at chance or worse"
+    )
+    assert rows["C1.3"]["caveat"].startswith("seeds that know anything: icsl_2cb 0 of 3, no_icsl")
 
 
 def test_the_page_is_whole_safe_and_private(built: tuple[Path, ReportSummary]) -> None:
@@ -260,6 +264,10 @@ def test_worse_than_chance_and_recognizing_nothing_are_caveats(
     assert "the model has 2 layers of width 64, not 12 of 768" in size
 
 
+def page_of(summary: ReportSummary) -> str:
+    return summary.page.read_text(encoding="utf-8")
+
+
 def test_what_repeats_is_asked_whether_differences_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,9 +275,10 @@ def test_what_repeats_is_asked_whether_differences_come_back(
     neither contradicts a claim about the method."""
     monkeypatch.setattr(build, "draw_all", lambda *_: [])
     texts = {}
+    badges: dict[str, str] = {}
     for name in ("as-run+mini", "corrected+mini"):
         root = tmp_path / name
-        write_recipe(root, name, seeds=[1, 2, 3], finetune=[])
+        write_recipe(root, name, seeds=[1, 2, 3], finetune=["rvq_4"])
         for seed in (1, 2, 3):
             for arm in PRETRAIN_ARMS:
                 size = codebooks_of(arm, {}) or 0
@@ -279,10 +288,24 @@ def test_what_repeats_is_asked_whether_differences_come_back(
         claim = next(c for c in summary.data["claims"] if c["claim"] == "C3")
         texts[name] = (claim["verdict"], re.sub(r"\s+", " ", summary.page.read_text()))
         assert summary.contradicted == []
+        badges |= re.findall(r'<b>(C[13])</b>.*?class="verdict ([^"]+)">', page_of(summary), re.S)
+        # where runs know nothing no number of seeds decides, and no badge looks like a verdict
+        assert "to decide:" not in page_of(summary)
+        assert "narrow enough from" not in page_of(summary)
+        assert not re.findall(r'"verdict (?:supported|contradicted|reproduced|differs)( noted)?"',
+                              page_of(summary))  # fmt: skip
+        # of fine-tuning there is one line, whatever was planned
+        assert "<p>No fine-tuning run yet.</p>" in page_of(summary)
+        assert "<summary>No fine-tuning run yet; 6 published numbers</summary>" in page_of(summary)
+        assert "<p>Nothing is measured yet of C4, C5, C9, C10, C11.</p>" in page_of(summary)
     verdict, page = texts["as-run+mini"]
     assert verdict == "contradicted"
+    assert badges["C3"] == "not-testable void"
+    assert 'class="verdict contradicted void">reversed</span>' in page
     assert "Published differences: " in page
     assert "are reversed (C1, C3" in page
+    assert "of them by runs that know nothing" in page
+    assert "98.3 % interval" in page  # a part of three contradicts at 95 % for all three
     assert "Not asked of this recipe: whether a claim about the method holds" in page
     verdict, page = texts["corrected+mini"]
     assert verdict == "not testable"
@@ -381,7 +404,7 @@ def test_the_card_names_corpus_and_hours(tmp_path: Path, monkeypatch: pytest.Mon
         (root / "data").mkdir()
         subsets = {"subsets": {"10h": {"hours": hours}}}
         (root / "data" / "summary.json").write_text(json.dumps(subsets))
-        write_run(root, "pretrain", "icsl_8cb", 1, 4.4, points=72)
+        write_run(root, "pretrain", "icsl_8cb", 1, CHANCE, points=72)
     summary = build_report([tmp_path / "large", tmp_path / "toy"], tmp_path / "report")
     page = summary.page.read_text()
     assert "corpus librispeech, 10 h for training" in page
@@ -417,13 +440,21 @@ def test_places_on_the_machine_stay_there(tmp_path: Path, monkeypatch: pytest.Mo
     assert re.search(r"finetune\.log_every</td><td[^>]*>10</td><td[^>]*>7</td>", page)
 
 
-def test_the_page_defines_its_verdicts_and_their_errors(published: Path) -> None:
-    page = re.sub(r"\s+", " ", (published / "index.html").read_text())
-    above = page[: page.index("<table")]
+def test_answers_and_verdicts_come_before_what_verdicts_mean(
+    built: tuple[Path, ReportSummary],
+) -> None:
+    page = re.sub(r"\s+", " ", (built[0] / "index.html").read_text())
+    places = [
+        page.index(text)
+        for text in ('id="answers"', 'id="verdicts"', "<b>C1</b>", 'id="reading"', 'id="claims"')
+    ]
+    assert places == sorted(places)
+    told = page[places[3] :]
+    told = told[: told.index("</details>")]
     for word in ("reproduced", "margin", "differs", "inconclusive", "too few", "caveat"):
-        assert f"<b>{word}</b>" in above, word
-    assert "each number still differs in 5 % of cases, and at least one of its 14 in 51 %" in above
-    assert "at least one of the 11 in about 25 %" in above
+        assert f"<b>{word}</b>" in told, word
+    assert "each number still differs in 5 % of cases, and at least one of its 14 in 51 %" in told
+    assert "at least one of the 11 in about 25 %" in told
 
 
 def test_a_diverged_run_leaves_the_axis_to_the_others(tmp_path: Path) -> None:
