@@ -112,7 +112,7 @@ def excess_curves(work: Work) -> dict[int, list[Curve]]:
                 continue
             loss, chance = (run.curve("valid", name) for name in (LOSS["pretrain"], "chance_loss"))
             if len(loss) and loss.updates[0] == 0 and np.array_equal(loss.updates, chance.updates):
-                curve = Curve(loss.updates, loss.values - chance.values)
+                curve = Curve(loss.updates, loss.values - chance.values, loss.name)
                 found.setdefault(settings["pretrain.quantizer.codebooks"], []).append(curve)
     return dict(sorted(found.items()))
 

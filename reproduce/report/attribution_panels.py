@@ -27,6 +27,8 @@ def draw_effects(panel: Panel, published: Published, work: Work | None) -> None:
                       markersize=4, markeredgewidth=0)  # fmt: skip
             axes.plot([place + 0.08], [interval.mean], "s", color=VERMILLION, markersize=6)
             panel.seen([*values, 0.0])
+            panel.points += [(place - 0.12, value, f"{name}: {value:.4g}") for value in values]
+            panel.points.append((place + 0.08, interval.mean, f"{name}, mean: {interval.mean:.4g}"))
             if interval.enough:
                 axes.plot([place + 0.08] * 2, [interval.low, interval.high], color=VERMILLION)
                 panel.seen([interval.low, interval.high])

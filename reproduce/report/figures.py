@@ -1,8 +1,8 @@
-"""The figures: the paper's 2 to 7 and those of the codebooks, as PNG and PDF.
+"""The figures: the paper's 2 to 7 and those of the codebooks, as PNG, PDF and, a panel each, SVG.
 
-The published panel comes first, then one a recipe. Colour and marker say codebooks or levels, line
-style says ICSL, so that nothing hangs on colour alone. Bands and whiskers are the range over seeds.
-The same input gives the same bytes.
+The published panel comes first, then one a recipe that measured something. Colour and marker say
+codebooks or levels, line style says ICSL, so that nothing hangs on colour alone. Lines are named at
+their ends. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.transforms import Bbox
 
 from reproduce.records import Stage
 from reproduce.report.attribution import factorials
@@ -34,22 +32,25 @@ from reproduce.report.code_panels import (
 )
 from reproduce.report.measured import Work
 from reproduce.report.panels import (
-    LEAVES,
-    UNFINISHED,
+    KEY,
     Panel,
     against_codebooks,
     against_levels,
     draw_curves,
+    wrapped,
 )
 from reproduce.report.published import Published
-from reproduce.report.style import GREY, STYLE
+from reproduce.report.style import STYLE
+from reproduce.report.svg import POINTS, inline
 
 DPI = 110
-TITLE_WIDTH = 44
+TITLE_WIDTH = 40
 """Letters of a panel's title a line."""
-LAST_IN_LEGEND = (
-    "first", "last", "by accident", "measured", "range over seeds", UNFINISHED, LEAVES,
-)  # fmt: skip
+LEFT, WIDE, HIGH, UNDER = 0.74, 2.65, 2.35, 0.45
+"""Of a panel, in inches: room for the axis of losses, its axes, room for the axis under them."""
+LETTER = 0.068
+"""Width of a letter of a label, in inches."""
+POINTS_AN_INCH = 72
 LOG_FROM = 3.0
 """A loss axis is logarithmic if its largest value is this many times the smallest."""
 ROUGHLY_EQUAL = 2.0
@@ -60,18 +61,24 @@ TOO_FLAT = 0.15
 
 @dataclass(frozen=True)
 class Drawn:
-    """A finished figure: file name without suffix, what it shows, and its PNG."""
+    """A finished figure: file name without suffix, what it shows, and its panels as SVG.
+
+    ``measured``: whether there is more on it than what was published.
+    """
 
     name: str
     title: str
     caption: str
-    png: bytes
+    panels: tuple[str, ...]
+    measured: bool
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a figure shows: file name without suffix, words, loss or other unit, and its panels.
 
+    ``of_seeds``, ``of_measured``: what the caption adds where there are several seeds of something,
+    or anything measured.
     ``draw`` fills one panel with a recipe's runs, or with the published data if there is no work.
     ``beside``: fills a second panel with the same source; ``parts`` are then the two's titles.
     ``scale``: a loss axis that is wide turns "logarithmic"; "linear" ones stay so.
@@ -82,6 +89,8 @@ class Plan:
     caption: str
     unit: str
     draw: Callable[[Panel, Work | None], None]
+    of_seeds: str = ""
+    of_measured: str = ""
     published: bool = True
     scale: Literal["by width", "linear"] = "by width"
     beside: Callable[[Panel, Work | None], None] | None = None
@@ -98,8 +107,14 @@ def draw_all(published: Published, works: Sequence[Work], out: Path) -> list[Dra
             *_codebooks(published, works),
         )
         for plan in plans:
-            png = _save(_figure(works, plan), out / plan.name)
-            drawn.append(Drawn(plan.name, plan.title, plan.caption, png))
+            sheet = lay_out(works, plan)
+            panels = _save(sheet, out / plan.name, plan)
+            measured = any(sheet.works)
+            caption = [plan.caption, plan.of_measured if measured else ""]
+            caption += [plan.of_seeds if any(p.several for p in sheet.panels) else ""]
+            drawn.append(
+                Drawn(plan.name, plan.title, " ".join(filter(None, caption)), panels, measured)
+            )
     return drawn
 
 
@@ -113,50 +128,58 @@ def _paper(published: Published) -> Iterator[Plan]:
         "contrastive loss (nats per masked frame)",
         "CTC loss (nats per target token)",
     )
-    seeds = "Line: mean over seeds; band: their range."
+    seeds = "Thin lines are seeds, thick ones their mean."
+    marks = "Small marks are seeds, large ones their mean."
     yield Plan(
         "fig2_pretrain_train",
         "Figure 2. Contrastive loss in training",
-        f"{seeds} The published axis shows the updates that the logs give (10 to 724), not the "
-        "steps as plotted (0 to 2125).",
+        "The published axis shows the updates that the logs give (10 to 724), not the steps as "
+        "plotted (0 to 2125). Published: one seed an arm.",
         contrastive,
         curves("pretrain", "train"),
+        of_seeds=seeds,
     )
     yield Plan(
         "fig3_pretrain_valid",
         "Figure 3. Contrastive loss in validation",
-        f"{seeds} Chance is ln(1 + kept negatives); measured panels show it as logged.",
+        "Published: one seed an arm.",
         contrastive,
         curves("pretrain", "valid"),
+        of_seeds=seeds,
+        of_measured="Chance is ln(1 + kept negatives); measured panels show it as logged.",
     )
     yield Plan(
         "fig4_codebooks",
         "Figure 4. Final contrastive loss against the number of codebooks",
-        "Validation loss at the end. Points: means over seeds; whiskers: their range.",
+        "Validation loss at the end. Published: one seed an arm.",
         contrastive,
         lambda panel, work: against_codebooks(panel, published, work),
+        of_seeds=marks,
     )
     yield Plan(
         "fig5_finetune_train",
         "Figure 5. CTC loss in training, with and without RVQ",
-        f"{seeds} The study's number is the last point of this curve.",
+        "The study's number is the last point of this curve. Published: one seed an arm.",
         ctc,
         curves("finetune", "train"),
+        of_seeds=seeds,
     )
     yield Plan(
         "fig6_finetune_valid",
         "Figure 6. CTC loss in validation, with and without RVQ",
-        seeds,
+        "Published: one seed an arm.",
         ctc,
         curves("finetune", "valid"),
+        of_seeds=seeds,
     )
     yield Plan(
         "fig7_rvq_levels",
         "Figure 7. Final CTC loss against RVQ levels",
-        "The published values are means of the last training window; measured panels show that and "
-        "the validation loss. Whiskers: range over seeds.",
+        "The published values are means of the last training window, of one seed.",
         ctc,
         lambda panel, work: against_levels(panel, published, work),
+        of_seeds=marks,
+        of_measured="Measured panels show that and the validation loss.",
     )
 
 
@@ -230,82 +253,86 @@ def _codebooks(published: Published, works: Sequence[Work]) -> Iterator[Plan]:
             yield Plan(
                 f"rvq_{'residual' if name == 'mse' else name}",
                 title,
-                "On validation at the end, after each level. Line: mean over seeds; band: their "
-                "range.",
+                "On validation at the end, after each level.",
                 unit,
                 partial(draw_by_level, name=name),
+                of_seeds="Thin lines are seeds, thick ones their mean.",
                 published=False,
                 scale="by width" if name == "mse" else "linear",
             )
 
 
-def _figure(works: Sequence[Work], plan: Plan) -> Figure:
+@dataclass(frozen=True)
+class Sheet:
+    """A figure, its panels with whose they are (None: published), and the place of each in inches,
+    with all that stands around it."""
+
+    figure: Figure
+    panels: list[Panel]
+    works: list[Work | None]
+    cells: list[Bbox]
+
+
+def lay_out(works: Sequence[Work], plan: Plan) -> Sheet:
+    """A figure of the panels that show something, three a row or two."""
     sources: list[tuple[Work | None, Callable[[Panel, Work | None], None], str]] = [
         (work, draw, part)
         for work in [*([None] if plan.published else []), *works]
         for draw, part in zip(filter(None, (plan.draw, plan.beside)), plan.parts)
     ]
-    columns = min(len(sources), 3) if len(sources) != 4 else 2
-    lines = -(-len(sources) // columns)
     figure = Figure(dpi=DPI)
-    grid = figure.subplots(lines, columns, squeeze=False).ravel()
-    panels, title_lines = [], 1
-    for axes, (source, draw, part) in zip(grid, sources):
-        panel = Panel(axes)
-        draw(panel, source)
-        title = "published" if source is None else f"measured: {source.name}"
-        wrapped = [*textwrap.wrap(title, TITLE_WIDTH), *([part] if part else [])]
-        title_lines = max(title_lines, len(wrapped))
-        axes.set_title("\n".join(wrapped))
+    panels: list[Panel] = []
+    of: list[Work | None] = []
+    for place, (work, draw, part) in enumerate(sources):
+        panel = Panel(figure.add_axes((0, 0, 1, 1), label=str(place)))
+        draw(panel, work)
+        if panel.empty:
+            panel.axes.remove()
+            continue
+        title = "published" if work is None else f"measured: {work.name}"
+        title_lines = [*textwrap.wrap(title, TITLE_WIDTH), *([part] if part else [])]
+        panel.axes.set_title("\n".join(title_lines))
         panel.settle()
-        if not panel.heights:
-            _empty(axes)
         panels.append(panel)
-    for axes in grid[len(sources) :]:
-        axes.set_visible(False)
+        of.append(work)
     _limits(panels, plan)
     for panel in panels:
+        panel.axes.set_ylabel(plan.unit)
         panel.mark_leaving()
-    for axes in grid[::columns]:
-        axes.set_ylabel(plan.unit)
-    legend: dict[str, Line2D | Patch] = {}
-    for panel in panels:
-        legend |= {label: item for label, item in panel.legend.items() if label not in legend}
-    legend |= {label: legend.pop(label) for label in list(legend) if label in LAST_IN_LEGEND}
-    rows = -(-len(legend) // (2 * columns))
-    figure.legend(
-        legend.values(),
-        legend.keys(),
-        loc="lower center",
-        ncols=-(-len(legend) // max(rows, 1)) or 1,
-    )
-    _place(figure, columns, lines, title_lines, rows)
-    return figure
+        panel.name_ends(HIGH * POINTS_AN_INCH)
+        if panel.legend:
+            panel.axes.legend(
+                panel.legend.values(), panel.legend.keys(), loc="upper center",
+                bbox_to_anchor=(0.5, -UNDER / HIGH), ncols=2, borderaxespad=0.0,
+            )  # fmt: skip
+    return Sheet(figure, panels, of, _place(figure, panels))
 
 
-def _place(figure: Figure, columns: int, lines: int, title_lines: int, legend_rows: int) -> None:
+def _place(figure: Figure, panels: Sequence[Panel]) -> list[Bbox]:
     """Panels of one size in every figure, with room in inches for what stands around them.
 
     matplotlib's constrained layout measures every label and takes as long as drawing does.
     """
-    wide, high = (3.4 if columns > 1 else 4.8), 2.7
-    left, between, right = 0.8, 0.68, 0.15
-    title, under = 0.08 + 0.17 * title_lines, 0.5
-    legend = 0.1 + 0.19 * legend_rows
-    width = left + columns * wide + (columns - 1) * between + right
-    height = legend + lines * (under + high + title) + 0.05
-    figure.set_size_inches(width, height)
-    figure.subplots_adjust(
-        left=left / width, right=1 - right / width, wspace=between / wide,
-        bottom=(legend + under) / height, top=1 - (title + 0.05) / height,
-        hspace=(under + title) / high,
-    )  # fmt: skip
-
-
-def _empty(axes: Axes) -> None:
-    axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=GREY)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    columns = min(len(panels), 3) if len(panels) != 4 else 2
+    lines = -(-len(panels) // columns)
+    names = [line for p in panels for name in p.ends for line in wrapped(name).split("\n")]
+    longest = max(map(len, names), default=0)
+    right = WIDE * (KEY[-1] - 0.96) + LETTER * longest if names else 0.2
+    titles = max(panel.axes.get_title().count("\n") + 1 for panel in panels)
+    legend = max(-(-len(panel.legend) // 2) for panel in panels)
+    above, under = 0.13 + 0.17 * titles, UNDER + (0.08 + 0.18 * legend if legend else 0)
+    wide, high = LEFT + WIDE + right, under + HIGH + above
+    figure.set_size_inches(columns * wide, lines * high)
+    cells = []
+    for number, panel in enumerate(panels):
+        line, column = divmod(number, columns)
+        x, y = column * wide, (lines - 1 - line) * high
+        cells.append(Bbox.from_bounds(x, y, wide, high))
+        panel.axes.set_position((
+            (x + LEFT) / (columns * wide), (y + under) / (lines * high),
+            WIDE / (columns * wide), HIGH / (lines * high),
+        ))  # fmt: skip
+    return cells
 
 
 def _limits(panels: Sequence[Panel], plan: Plan) -> None:
@@ -332,11 +359,26 @@ def _limits(panels: Sequence[Panel], plan: Plan) -> None:
             axis.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
 
 
-def _save(figure: Figure, path: Path) -> bytes:
-    image = io.BytesIO()
-    figure.savefig(image, format="png", metadata={"Software": None})
-    path.with_suffix(".png").write_bytes(image.getvalue())
-    figure.savefig(
-        path.with_suffix(".pdf"), format="pdf", metadata={"CreationDate": None, "Creator": None}
-    )
-    return image.getvalue()
+def _save(sheet: Sheet, path: Path, plan: Plan) -> tuple[str, ...]:
+    """Write PNG and PDF; the panels as SVG, each alone so that a page can place them."""
+    figure = sheet.figure
+    figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
+    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": None})
+    for panel in sheet.panels:
+        panel.axes.set_visible(False)
+    drawings = []
+    for number, (panel, cell) in enumerate(zip(sheet.panels, sheet.cells)):
+        points, text = panel.points_inside(), io.StringIO()
+        panel.axes.set_visible(True)
+        panel.axes.plot(
+            [x for x, _, _ in points], [y for _, y, _ in points], "o", markersize=7,
+            clip_on=False, zorder=9, gid=POINTS,
+        )  # fmt: skip
+        figure.savefig(
+            text, format="svg", bbox_inches=cell, transparent=True, metadata={"Date": None}
+        )
+        panel.axes.set_visible(False)
+        label = f"{plan.title}: {panel.axes.get_title()}".replace("\n", ", ")
+        titles = [title for _, _, title in points]
+        drawings.append(inline(text.getvalue(), titles, label, f"{plan.name}-{number}"))
+    return tuple(drawings)

@@ -88,7 +88,7 @@ class Run:
         """The finite values of a column over updates."""
         values, updates = self.column(split, column), self.column(split, "update")
         finite = np.isfinite(values)
-        return Curve(updates[finite], values[finite])
+        return Curve(updates[finite], values[finite], f"seed {self.folder.seed}")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -110,14 +109,7 @@ def render(report: Report) -> str:
         finetune=_sections(report, "finetune", _finetune),
         notes=_notes(report),
         claims=_claims(report),
-        figures=[
-            {
-                "title": figure.title,
-                "caption": figure.caption,
-                "data": Markup(base64.b64encode(figure.png).decode("ascii")),
-            }
-            for figure in report.figures
-        ],
+        **_figures(report),
         findings=[
             {
                 "stage": STAGE_NAMES[stage],
@@ -136,6 +128,21 @@ def render(report: Report) -> str:
         deviations=report.deviations,
         configuration=report.published.configuration,
     )
+
+
+def _figures(report: Report) -> dict[str, list[dict[str, Any]]]:
+    """Those to see, and those that show only what was published beside nothing measured."""
+    shown: dict[str, list[dict[str, Any]]] = {"figures": [], "unmeasured": []}
+    for figure in report.figures:
+        shown["figures" if figure.measured or not report.works else "unmeasured"].append(
+            {
+                "name": figure.name,
+                "title": figure.title,
+                "caption": figure.caption,
+                "panels": [Markup(panel) for panel in figure.panels],
+            }
+        )
+    return shown
 
 
 def _private(value: Any) -> Any:

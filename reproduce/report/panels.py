@@ -1,7 +1,11 @@
-"""What figures 2 to 7 show in one panel: the published data or the runs of one recipe."""
+"""What figures 2 to 7 show in one panel: the published data or the runs of one recipe.
+
+Every run is there: a thin line under the mean of its arm, or a small mark beside it.
+"""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +13,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from reproduce.records import Stage
@@ -21,28 +24,91 @@ from reproduce.report.style import (
     CHANCE_STYLE,
     GREY,
     LOGGED_STYLE,
+    PAPER,
     VERMILLION,
     Look,
-    handle,
     look_of,
     series_of,
 )
 
 UNFINISHED, LEAVES = "unfinished or failed run", "where it leaves the axis"
+THIN: Look = {"linewidth": 0.7, "alpha": 0.5, "zorder": 1.7}
+"""A seed under the mean of its arm."""
+SMALL: Look = {"linestyle": "", "markersize": 3.2, "alpha": 0.6, "zorder": 1.8}
+ASIDE = 1.06
+"""Factor between the places of two series at the same number of codebooks, so that none hides."""
+MOST_POINTS = 40
+"""Points of a curve that say their values where they are pointed at."""
+KEY = (1.035, 1.065, 1.095)
+"""Where a label's own line and mark lie, in shares of the axes; its words follow."""
+LETTERS = 15
+"""Of a label a line."""
+LINE = 10.5
+"""Height of a line of a label, in points."""
 
 
 @dataclass
 class Panel:
-    """What one panel holds while it is drawn: y values for its limits, and its legend.
+    """What one panel holds while it is drawn: y values for its limits, labels, points and legend.
 
     Unfinished and failed runs don't set the limits: a loss on its way to infinity would press
     everything else flat. Their curves are kept to be marked where they leave the axis.
+
+    ``ends``: where a line ends (x, y), what it is and how it looks, to be named there. ``points``:
+    x, y and what is said of it where it is pointed at. ``several``: something is of several seeds.
     """
 
     axes: Axes
     heights: list[float] = field(default_factory=list)
     unfinished: list[tuple[Curve, str]] = field(default_factory=list)
-    legend: dict[str, Line2D | Patch] = field(default_factory=dict)
+    legend: dict[str, Line2D] = field(default_factory=dict)
+    ends: dict[str, tuple[float, float, Look]] = field(default_factory=dict)
+    points: list[tuple[float, float, str]] = field(default_factory=list)
+    several: bool = False
+
+    @property
+    def empty(self) -> bool:
+        return not (self.heights or self.unfinished)
+
+    def point_along(self, curve: Curve, what: str, *, over: str = "update") -> None:
+        """Points of a curve, evenly taken if it has many."""
+        count = len(curve)
+        places = np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int)
+        who = ", ".join(filter(None, (what, curve.name)))
+        self.points += [
+            (float(x), float(y), f"{who}, {over} {x:g}: {y:.5g}")
+            for x, y in zip(curve.updates[places], curve.values[places])
+        ]
+
+    def points_inside(self) -> list[tuple[float, float, str]]:
+        """Those that the axes show, their limits being set."""
+        (left, right), (low, high) = self.axes.get_xlim(), self.axes.get_ylim()
+        return [p for p in self.points if left <= p[0] <= right and low <= p[1] <= high]
+
+    def name_ends(self, high: float) -> None:
+        """Names beside the ends of lines, moved apart where those meet; the limits being set.
+
+        Args:
+            high: of the axes, in points.
+        """
+        axes, to_share = self.axes, self.axes.transData + self.axes.transAxes.inverted()
+        ends = sorted(self.ends.items(), key=lambda end: end[1][1], reverse=True)
+        names = [wrapped(name) for name, _ in ends]
+        wanted = [float(to_share.transform((x, y))[1]) for _, (x, y, _) in ends]
+        sizes = [LINE * (name.count("\n") + 1) / high for name in names]
+        for name, place, (_, (x, y, look)) in zip(names, apart(wanted, sizes), ends):
+            axes.annotate(
+                "", (x, y), (KEY[0] - 0.01, place), textcoords="axes fraction",
+                annotation_clip=False,
+                arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": look["color"],
+                            "shrinkA": 0, "shrinkB": 0},
+            )  # fmt: skip
+            key: Look = {"transform": axes.transAxes, "clip_on": False, "markevery": [1]}
+            axes.plot(KEY, [place] * len(KEY), **look, **key)
+            axes.text(
+                KEY[-1] + 0.02, place, name, transform=axes.transAxes, va="center", fontsize=8.5,
+                linespacing=1.0,
+            )  # fmt: skip
 
     def seen(self, values: Floats | Sequence[float]) -> None:
         self.heights.extend(float(v) for v in (np.min(values), np.max(values)) if np.isfinite(v))
@@ -74,6 +140,33 @@ class Panel:
                 )
 
 
+def wrapped(name: str) -> str:
+    """A label in lines of at most ``LETTERS`` letters."""
+    return "\n".join(textwrap.wrap(name, LETTERS, break_long_words=False))
+
+
+def apart(wanted: Sequence[float], sizes: Sequence[float]) -> Floats:
+    """Places as near as can be to those wanted, none over its neighbour, within the axes if there
+    is room.
+
+    Args:
+        wanted: falling, in shares of the axes' height.
+        sizes: heights, in the same unit.
+
+    Returns:
+        Centres, in the same order.
+    """
+    from scipy.optimize import isotonic_regression  # takes a while to import
+
+    if not len(wanted):
+        return np.empty(0)
+    tall = np.asarray(sizes, np.float64)
+    below = np.cumsum(tall) - tall / 2  # each centre under the top of a stack without gaps
+    free = isotonic_regression(np.asarray(wanted) + below, increasing=False).x
+    lowest, highest = tall.sum(), 1.0
+    return np.asarray(np.clip(free, min(lowest, highest), max(lowest, highest)) - below)
+
+
 # ------------------------------------------------------------------------------- curves, 2 3 5 6
 
 
@@ -82,7 +175,7 @@ def draw_curves(
 ) -> None:
     paper = published.curve_arms(stage, split)
     panel.axes.set_xlabel("update")
-    panel.axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    panel.axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if work is None:
         for arm in paper:
             curve = published.curves[stage, split, arm]
@@ -105,12 +198,8 @@ def draw_curves(
         ]
         if chance := [curve for curve in chance if len(curve)]:
             updates, mean, low, high = mean_and_range(chance)
-            (line,) = panel.axes.plot(updates, mean, **LOGGED_STYLE, zorder=1.5)
-            if len(updates) == 1:
-                line.set_marker("_")
+            _logged_chance(panel, updates, mean)
             panel.axes.fill_between(updates, low, high, color=GREY, alpha=0.15, linewidth=0)
-            panel.legend["chance as logged"] = handle(LOGGED_STYLE)
-            panel.seen(mean)
 
 
 def _read(work: Work, stage: Stage, arm: str, split: str) -> bool:
@@ -124,23 +213,28 @@ def draw_line(
     overrides: Mapping[str, Any],
     curves: Sequence[Curve],
     place: int,
+    *,
+    over: str = "update",
     **more: Any,
 ) -> None:
-    """Mean and range of an arm's curves; ``more`` changes its look."""
+    """An arm's curves, thin, and their mean; ``more`` changes its look."""
     if not curves:
         return
     look = look_of(stage, arm, overrides) | more
-    updates, mean, low, high = mean_and_range(curves)
+    updates, mean, _, _ = mean_and_range(curves)
     every = max(1, len(updates) // 7)
-    order = 2.0 if look["markerfacecolor"] == "white" else 2.1  # wide and hollow beneath
+    order = 2.0 if look["markerfacecolor"] == PAPER else 2.1  # wide and hollow beneath
     panel.axes.plot(updates, mean, **look, zorder=order, markevery=(place * every // 4, every))
     panel.seen(mean)
-    panel.legend[arm] = handle(look)
+    panel.ends[arm] = (float(updates[-1]), float(mean[-1]), look)
+    for curve in curves:
+        panel.point_along(curve, arm, over=over)
     if len(curves) > 1:
-        panel.axes.fill_between(updates, low, high, color=look["color"], alpha=0.18, linewidth=0)
-        panel.legend["range over seeds"] = Patch(facecolor=GREY, alpha=0.3)
-        panel.seen(low)
-        panel.seen(high)
+        panel.several = True
+        for curve in curves:
+            thin = {"color": look["color"], "linestyle": look["linestyle"], **THIN}
+            panel.axes.plot(curve.updates, curve.values, **thin)
+            panel.seen(curve.values)
 
 
 def _unfinished(
@@ -152,19 +246,32 @@ def _unfinished(
     panel.axes.plot(curve.updates[-1:], curve.values[-1:], "x", color=color)
     panel.legend[UNFINISHED] = Line2D([], [], color=GREY, linestyle=":", linewidth=0.9, marker="x")
     panel.unfinished.append((curve, color))
+    panel.point_along(curve, f"{arm}, unfinished or failed")
 
 
 def _chance_line(panel: Panel) -> None:
     panel.axes.axhline(CHANCE, **CHANCE_STYLE, zorder=1.5)
-    panel.legend["chance ln(101) = 4.6151"] = handle(CHANCE_STYLE)
+    panel.ends["chance, ln(101)"] = (panel.axes.get_xlim()[1], CHANCE, CHANCE_STYLE)
     panel.seen([CHANCE])
+
+
+def _logged_chance(panel: Panel, x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> None:
+    """Chance as the runs logged it, a mean."""
+    (line,) = panel.axes.plot(x, y, **LOGGED_STYLE, zorder=1.5)
+    if len(x) == 1:
+        line.set_marker("_")
+    panel.ends["chance, logged"] = (float(x[-1]), float(y[-1]), LOGGED_STYLE)
+    panel.seen(y)
 
 
 # ------------------------------------------------------------------------------- against size, 4 7
 
+Finals = Sequence[tuple[str, float]]
+"""Last losses, each with whose it is ("seed 1"; of published ones empty)."""
+
 
 def against_codebooks(panel: Panel, published: Published, work: Work | None) -> None:
-    series: dict[str, dict[int, list[float]]] = {}
+    series: dict[str, dict[int, Finals]] = {}
     looks: dict[str, Look] = {}
     chance: dict[int, list[float]] = {}
     arms = list(published.by_codebooks)
@@ -174,9 +281,9 @@ def against_codebooks(panel: Panel, published: Published, work: Work | None) -> 
         overrides = work.overrides("pretrain", arm) if work else {}
         size = codebooks_of(arm, overrides)
         losses = (
-            work.values("pretrain", arm, "valid", LOSS["pretrain"])
+            _finals(work, "pretrain", arm, "valid")
             if work
-            else [published.by_codebooks[arm].value]
+            else [("", published.by_codebooks[arm].value)]
         )
         if size is None or not losses:
             continue
@@ -186,18 +293,16 @@ def against_codebooks(panel: Panel, published: Published, work: Work | None) -> 
         if work:
             chance.setdefault(size, []).extend(work.values("pretrain", arm, "valid", "chance_loss"))
     for place, (label, points) in enumerate(series.items()):
-        _points(panel, points, label, looks[label], 1 + 0.05 * (place if work else 0))
+        aside = ASIDE ** (place - (len(series) - 1) / 2)
+        _points(panel, points, label, looks[label], "codebooks", aside)
+    sizes = [size for points in series.values() for size in points]
+    doubling_axis(panel.axes, sizes, "codebooks")
     if work is None:
         _chance_line(panel)
     elif chance := {size: values for size, values in chance.items() if values}:
-        sizes = sorted(chance)
-        means = [float(np.mean(chance[size])) for size in sizes]
-        (line,) = panel.axes.plot(sizes, means, **LOGGED_STYLE, zorder=1.5)
-        if len(sizes) == 1:
-            line.set_marker("_")
-        panel.legend["chance as logged"] = handle(LOGGED_STYLE)
-        panel.seen(means)
-    doubling_axis(panel.axes, [size for points in series.values() for size in points], "codebooks")
+        _logged_chance(
+            panel, sorted(chance), [float(np.mean(chance[size])) for size in sorted(chance)]
+        )
 
 
 def against_levels(panel: Panel, published: Published, work: Work | None) -> None:
@@ -205,54 +310,80 @@ def against_levels(panel: Panel, published: Published, work: Work | None) -> Non
     if work is not None:
         arms = arms_of_a_series(work.arms("finetune"), "finetune")
     filled = {"marker": "s", "linestyle": "-", "color": VERMILLION}
-    hollow = {"marker": "o", "linestyle": "--", "color": BLUE, "markerfacecolor": "white"}
-    plans = [("train", "last training window", filled)]
+    hollow = {"marker": "o", "linestyle": "--", "color": BLUE, "markerfacecolor": PAPER}
+    plans = [("train", "training window", filled)]
     if work is not None:
         plans.append(("valid", "validation", hollow))
-    sizes: list[int] = []
-    for split, label, style in plans:
-        points: dict[int, list[float]] = {}
+    series: dict[str, dict[int, Finals]] = {}
+    for split, label, _ in plans:
         for arm in arms:
             size = levels_of(arm, work.overrides("finetune", arm) if work else {})
             losses = (
-                work.values("finetune", arm, split, LOSS["finetune"])
+                _finals(work, "finetune", arm, split)
                 if work
-                else [published.numbers["finetune", arm].value]
+                else [("", published.numbers["finetune", arm].value)]
             )
             if size is not None and losses:
-                points[size] = losses
+                series.setdefault(label, {})[size] = losses
+    sizes = [size for points in series.values() for size in points if size]
+    doubling_axis(panel.axes, sizes, "RVQ levels")
+    for place, (_, label, style) in enumerate(plans):
+        points = series.get(label, {})
         reference = points.pop(0, None)
-        _points(panel, points, label, style)
+        aside = ASIDE ** (place - (len(series) - 1) / 2)
+        _points(panel, points, label, style, "levels", aside)
         if reference:
             look: Look = {
                 "color": style["color"],
                 "linewidth": 1.2,
                 "linestyle": (0, (4, 1.5, 1, 1.5)),
             }
-            panel.axes.axhline(float(np.mean(reference)), **look, zorder=1.5)
-            panel.legend[f"no RVQ, {label}"] = handle(look)
-            panel.seen([float(np.mean(reference))])
-        sizes += points
-    doubling_axis(panel.axes, sizes, "RVQ levels")
+            mean = float(np.mean([value for _, value in reference]))
+            panel.axes.axhline(mean, **look, zorder=1.5)
+            panel.ends[f"no RVQ, {label}"] = (panel.axes.get_xlim()[1], mean, look)
+            panel.seen([mean])
+
+
+def _finals(work: Work, stage: Stage, arm: str, split: str) -> list[tuple[str, float]]:
+    runs = work.counted(stage, arm)
+    found = ((f"seed {run.folder.seed}", run.final(split, LOSS[stage])) for run in runs)
+    return [(name, value) for name, value in found if value is not None]
 
 
 def _points(
-    panel: Panel, points: dict[int, list[float]], label: str, style: Look, aside: float = 1.0
+    panel: Panel,
+    points: Mapping[int, Finals],
+    label: str,
+    style: Look,
+    unit: str,
+    aside: float = 1.0,
 ) -> None:
-    """A series with whiskers, its sizes times ``aside`` so that whiskers don't hide each other."""
+    """A series of means; seeds as small marks on the line of their range.
+
+    Args:
+        unit: what ``points`` are by.
+        aside: factor of the places, so that series don't hide each other.
+    """
     if not points:
         return
     sizes = sorted(points)
-    means = np.array([np.mean(points[size]) for size in sizes])
-    # the mean of equal values may lie outside them by a rounding error
-    down = np.maximum(means - [np.min(points[size]) for size in sizes], 0)
-    up = np.maximum([np.max(points[size]) for size in sizes] - means, 0)
-    panel.axes.errorbar(
-        np.array(sizes) * aside, means, yerr=[down, up], capsize=3, elinewidth=1, **style
-    )
-    panel.legend[label] = handle(style)
-    panel.seen(means - down)
-    panel.seen(means + up)
+    values = [[value for _, value in points[size]] for size in sizes]
+    means = np.array([np.mean(of) for of in values])
+    panel.axes.plot(np.array(sizes) * aside, means, **style, zorder=2)
+    panel.seen(means)
+    panel.ends[label] = (sizes[-1] * aside, float(means[-1]), style)
+    for size, mean, of in zip(sizes, means, values):
+        here, what = size * aside, f"{label}, {size} {unit}"
+        if len(of) > 1:
+            panel.several = True
+            panel.axes.plot([here] * 2, [min(of), max(of)], color=style["color"], linewidth=1)
+            panel.axes.plot([here] * len(of), of, **(style | SMALL))
+            panel.seen(of)
+            panel.points.append((here, float(mean), f"{what}, mean of {len(of)}: {mean:.5g}"))
+        panel.points += [
+            (here, value, f"{', '.join(filter(None, (what, name)))}: {value:.5g}")
+            for name, value in points[size]
+        ]
 
 
 def doubling_axis(axes: Axes, sizes: Sequence[int], label: str) -> None:

@@ -31,10 +31,14 @@ NumberVerdict = Literal[
 
 @dataclass(frozen=True)
 class Curve:
-    """A loss over updates: ``updates`` [N] rising, ``values`` [N] finite, in nats."""
+    """A loss over updates: ``updates`` [N] rising, ``values`` [N] finite, in nats.
+
+    ``name``: whose it is among those of its arm, such as "seed 1".
+    """
 
     updates: Floats
     values: Floats
+    name: str = ""
 
     def __len__(self) -> int:
         return len(self.updates)

@@ -23,16 +23,24 @@ STYLE: Any = {
     "axes.titlesize": 9.5,
     "axes.formatter.useoffset": False,
     "grid.color": "#dddddd",
+    "svg.fonttype": "none",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.4,
     "lines.markersize": 4.5,
+    "axes.facecolor": "none",
     "svg.hashsalt": "w2vrep",
 }
 # Okabe and Ito's colours, told apart by the colour-blind; their luminances differ too.
 BLUE, GREEN, VERMILLION, PURPLE = "#0072B2", "#009E73", "#D55E00", "#CC79A7"
 GREY, BLACK, ORANGE = "#666666", "#000000", "#E69F00"
+PAPER, GRID = "#ffffff", "#dddddd"
+ON_THE_PAGE = {
+    BLUE: "blue", GREEN: "green", VERMILLION: "vermillion", PURPLE: "purple", ORANGE: "orange",
+    GREY: "grey", BLACK: "ink", PAPER: "paper", GRID: "grid",
+}  # fmt: skip
+"""Names of the page's colours, which are others in the dark."""
 BY_CODEBOOKS = {2: (BLUE, "o"), 4: (GREEN, "^"), 8: (VERMILLION, "s"), 16: (PURPLE, "D")}
 BY_LEVELS = {0: (GREY, "o"), 1: (BLUE, "v"), 2: (GREEN, "^"), 4: (VERMILLION, "s"),
              8: (PURPLE, "D"), 16: (ORANGE, "P")}  # fmt: skip
@@ -42,7 +50,7 @@ UNDER: Look = {"linewidth": 2.0, "markersize": 6.5}
 """Wide dashes and large hollow markers show beneath a thin line with the same values."""
 SERIES: dict[str, tuple[str, Look]] = {
     "no_icsl": ("without ICSL", {"color": BLUE, "marker": "o", "linestyle": "--",
-                                 "markerfacecolor": "white", **UNDER}),
+                                 "markerfacecolor": PAPER, **UNDER}),
     "icsl": ("with ICSL", {"color": VERMILLION, "marker": "s", "linestyle": "-"}),
     "icsl_sq": ("with squared ICSL", {"color": GREEN, "marker": "^", "linestyle": "-."}),
 }  # fmt: skip
@@ -63,7 +71,7 @@ def look_of(stage: Stage, arm: str, overrides: Mapping[str, Any]) -> Look:
         "color": color,
         "marker": marker,
         "linestyle": line,
-        "markerfacecolor": "white" if plain else color,
+        "markerfacecolor": PAPER if plain else color,
         **(UNDER if plain else {}),
     }
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -172,9 +173,19 @@ def test_claims_table(built: tuple[Path, ReportSummary]) -> None:
 
 def test_the_page_is_whole_safe_and_private(built: tuple[Path, ReportSummary]) -> None:
     page = (built[0] / "index.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == len(FIGURES + CODE_FIGURES)
-    assert not re.findall(r"(?:src|href)=\"(?!#|data:)", page)
+    assert page.count("<figure>") == len(FIGURES + CODE_FIGURES)
+    assert page.count("<svg") == 2 * len(FIGURES) + len(CODE_FIGURES) + 1  # similarity: published
+    links = set(re.findall(r"(?:src|href)=\"(?!#)([^\"]+)\"", page))
+    assert links == {p.name for p in built[0].iterdir()} - {"index.html"}  # all of them, no other
+    names = re.findall(r" id=\"([^\"]+)\"", page)
+    assert len(names) == len(set(names))
+    assert set(re.findall(r"(?:href=\"|url\()#([^\")]+)", page)) <= set(names)
     assert "http" not in page
+    assert "<img" not in page
+    # a value, its seed and its update where a point is pointed at
+    assert re.search(r"<title>icsl_8cb, seed 2, update 400: 4\.\d+</title>", page)
+    assert "<title>rvq_4, seed 1, update" in page
+    assert len(page) < 2_000_000
     assert "corrected&lt;b&gt;_mini" in page
     assert "<b>_mini" not in page
     assert "/home/" not in page
@@ -468,17 +479,16 @@ def test_a_diverged_run_leaves_the_axis_to_the_others(tmp_path: Path) -> None:
         lines[k] = ",".join([*cells[:2], str(4.4 * 2.0 ** (k - 19)), *cells[3:]])
     (failed / "metrics.csv").write_text("\n".join(lines) + "\n")
     plans = {plan.name: plan for plan in figures._paper(load_published())}
-    figure = figures._figure([read_work(tmp_path)], plans["fig2_pretrain_train"])
-    axes = figure.axes[1]
+    axes = figures.lay_out([read_work(tmp_path)], plans["fig2_pretrain_train"]).panels[1].axes
     low, high = axes.get_ylim()
     assert 4.3 < low < 4.4 < CHANCE < high < 4.7
     edge = [line for line in axes.lines if line.get_marker() == "^" and len(line.get_xdata()) == 1]
     assert [line.get_ydata()[0] for line in edge] == [high]
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend[-2:] == ["unfinished or failed run", "where it leaves the axis"]
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["unfinished or failed run", "where it leaves the axis"]
     shutil.rmtree(tmp_path / "pretrain" / "icsl_8cb" / "seed-1")
-    figure = figures._figure([read_work(tmp_path)], plans["fig2_pretrain_train"])
-    assert figure.axes[1].get_ylim()[1] < 4.7  # nor alone
+    axes = figures.lay_out([read_work(tmp_path)], plans["fig2_pretrain_train"]).panels[1].axes
+    assert axes.get_ylim()[1] < 4.7  # nor alone
 
 
 def test_runs_of_different_data_are_not_taken_for_one_experiment(tmp_path: Path) -> None:
@@ -573,18 +583,59 @@ def test_figures_of_several_recipes(
     work = read_work(built[0].parent)
     names = [f"recipe {k} " + "with a long name " * k for k in range(works)]
     plan = next(plan for plan in figures._paper(load_published()) if plan.name == "fig4_codebooks")
-    figure = figures._figure([replace(work, name=name) for name in names], plan)
-    assert figure.axes[0].get_gridspec().get_geometry() == shape
-    shown = [axes for axes in figure.axes if axes.get_visible()]
+    sheet = figures.lay_out([replace(work, name=name) for name in names], plan)
+    figure, shown = sheet.figure, [panel.axes for panel in sheet.panels]
+    places = [(round(cell.y0, 6), round(cell.x0, 6)) for cell in sheet.cells]
+    assert tuple(len({place[k] for place in places}) for k in (0, 1)) == shape
     titles = [axes.get_title().replace("\n", " ") for axes in shown]
     assert titles == ["published", *(f"measured: {name}".strip() for name in names)]
     figure.draw_without_rendering()
-    frame = figure.bbox
-    for axes in shown:  # labels, ticks and titles stay inside
-        box = axes.get_tightbbox()
+    for axes, cell in zip(shown, sheet.cells):  # labels, ticks and titles stay in their cell
+        box, frame = axes.get_tightbbox(), cell.transformed(figure.dpi_scale_trans)
         assert box is not None
         assert frame.x0 <= box.x0 <= box.x1 <= frame.x1
         assert frame.y0 <= box.y0 <= box.y1 <= frame.y1
+
+
+def test_every_seed_is_drawn_and_every_line_named(tmp_path: Path) -> None:
+    write_recipe(tmp_path, "seeds", seeds=[1, 2, 3], finetune=[])
+    for arm in PRETRAIN_ARMS[:6]:
+        for seed in (1, 2, 3)[: 1 if arm == "icsl_8cb" else 3]:
+            write_run(tmp_path, "pretrain", arm, seed, 4.4)
+    plans = {plan.name: plan for plan in figures._paper(load_published())}
+    work = read_work(tmp_path)
+    sheet = figures.lay_out([work], plans["fig2_pretrain_train"])
+    paper, measured = sheet.panels
+    assert (paper.several, measured.several) == (False, True)
+    thin = [line for line in measured.axes.lines if line.get_linewidth() < 1]
+    assert len(thin) == 3 * 3  # of one seed there is no other line
+    arms = {"no_icsl_2cb", "icsl_2cb", "no_icsl_8cb", "icsl_8cb"}
+    named = {text.get_text().replace("\n", " ") for text in measured.axes.texts if text.get_text()}
+    assert named == {*arms, "chance, logged"}
+    places = sorted(t.get_position()[1] for t in measured.axes.texts if t.get_text())
+    assert min(b - a for a, b in pairwise(places)) > 0.06  # although all end at 4.4
+    assert measured.axes.get_legend() is None
+    figure4 = figures.lay_out([work], plans["fig4_codebooks"]).panels[1]
+    ranges = [line for line in figure4.axes.lines if len(set(line.get_xdata())) == 1
+              and len(line.get_xdata()) == 2]  # fmt: skip
+    assert len(ranges) == 5  # and of one seed no range
+    marks = [title for _, _, title in figure4.points if title.startswith("with ICSL, 8 codebooks")]
+    assert marks == ["with ICSL, 8 codebooks, seed 1: 4.4"]
+
+
+def test_what_is_not_measured_takes_no_panel_and_no_words(tmp_path: Path) -> None:
+    write_recipe(tmp_path, "half", seeds=[1])
+    write_run(tmp_path, "pretrain", "icsl_8cb", 1, 4.4)
+    summary = build_report([tmp_path], tmp_path / "report")
+    page = summary.page.read_text()
+    unmeasured = page[page.index("Published alone, nothing measured yet: Figure 5.") :]
+    unmeasured = unmeasured[: unmeasured.index("</details>")]
+    assert unmeasured.count("<figure>") == unmeasured.count("<svg") == 3
+    assert "measured: half" not in unmeasured
+    for words in ("mean", "Measured panels", "range"):
+        assert words not in re.sub(r"<svg.*?</svg>", "", unmeasured).replace("are means of", "")
+    # one seed: nothing is a mean of seeds
+    assert "Thin lines are seeds" not in page
 
 
 @pytest.fixture(scope="module")
