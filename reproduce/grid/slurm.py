@@ -51,6 +51,7 @@ class Task:
     def __init__(self, command: Sequence[str], env: dict[str, str]) -> None:
         self.command, self.env = list(command), env
         self._child: subprocess.Popen[bytes] | None = None
+        self._preempted = False
 
     def __call__(self) -> int:
         """The command's exit code; a signal's number is negative."""
@@ -64,11 +65,17 @@ class Task:
         env = os.environ | self.env | {WORKER: job.job_id}
         # A session of its own: what SLURM sends to the task comes once, through here.
         self._child = subprocess.Popen(self.command, env=env, start_new_session=True)
-        signal.signal(signal.SIGTERM, self._pass_on)
-        return self._child.wait()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._pass_on)
+        code = self._child.wait()
+        if self._preempted and job.global_rank == 0:
+            _requeue(job.job_id)
+        return code
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
+        """SIGINT is what :meth:`SlurmWorker.stop` sends; SIGTERM comes from SLURM."""
         assert self._child is not None
+        self._preempted = self._preempted or number == signal.SIGTERM
         self._child.send_signal(number)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -82,6 +89,14 @@ class Task:
             Task(self.command, self.env)
         )
         return again
+
+
+def _requeue(job: str) -> None:
+    """Queue a job again that was preempted; one that was cancelled doesn't run any more."""
+    ask = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
+    told = subprocess.run(ask, check=False, capture_output=True, text=True)
+    if told.stdout.strip() == "RUNNING":
+        subprocess.run(["scontrol", "requeue", job], check=False)
 
 
 class SlurmWorker:
@@ -108,7 +123,7 @@ class SlurmWorker:
 
     def stop(self, number: int) -> None:
         """The first time it may save a checkpoint; the second time it is cancelled."""
-        how = [[]] if self._asked_to_stop else [["--state=PENDING"], ["--signal=TERM"]]
+        how = [[]] if self._asked_to_stop else [["--state=PENDING"], ["--signal=INT"]]
         for options in how:  # a job that isn't in that state any more is no error here
             subprocess.run(["scancel", *options, self.name], check=False, capture_output=True)
         self._asked_to_stop = True

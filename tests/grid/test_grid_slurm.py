@@ -38,6 +38,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "srun": "exit 1",
         "squeue": f"cat {tmp_path}/queue",
         "scancel": f'echo "$@" >> {tmp_path}/cancelled',
+        "scontrol": f'echo "$@" >> {tmp_path}/controlled',
     }
     (tmp_path / "bin").mkdir()
     for name, text in programs.items():
@@ -104,7 +105,7 @@ def test_how_jobs_do(cluster: Path) -> None:
 def test_a_job_may_save_before_it_is_cancelled(cluster: Path) -> None:
     (worker,) = fleet(cluster).start(1)
     worker.stop(signal.SIGINT)
-    asked = ["--state=PENDING 77", "--signal=TERM 77"]
+    asked = ["--state=PENDING 77", "--signal=INT 77"]
     assert (cluster / "cancelled").read_text().splitlines() == asked
     worker.stop(signal.SIGINT)
     assert (cluster / "cancelled").read_text().splitlines() == [*asked, "77"]
@@ -137,7 +138,8 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         "SLURM_NTASKS": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handlers = {number: signal.getsignal(number) for number in numbers}
     yield monkeypatch
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -150,7 +152,8 @@ def python(tmp_path: Path, code: str) -> list[str]:
     """A command that says when it begins, and ends with 7 when it is asked to stop."""
     begin = (
         "import os, pathlib, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, lambda *_: sys.exit(7))\n"
         f"pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
     )
     return [sys.executable, "-I", "-S", "-c", begin + code]
@@ -183,9 +186,23 @@ def test_a_task_is_its_command(tmp_path: Path, job: Any) -> None:
     assert (tmp_path / "told").read_text() == str(["1", "2", "0", "gpu3", "x", "9"])
 
 
-def test_a_task_passes_on_that_it_shall_end(tmp_path: Path, job: Any) -> None:
-    when_begun(tmp_path, signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("number", "state", "again"),
+    [
+        (signal.SIGINT, "RUNNING", False),
+        (signal.SIGTERM, "RUNNING", True),  # preempted
+        (signal.SIGTERM, "COMPLETING", False),  # cancelled
+    ],
+)
+def test_a_task_passes_on_that_it_shall_end(
+    tmp_path: Path, job: Any, cluster: Path, number: int, state: str, again: bool
+) -> None:
+    (cluster / "queue").write_text(f"{state}\n")
+    when_begun(tmp_path, number)
     assert Task(python(tmp_path, "time.sleep(60)"), {})() == 7
+    asked = cluster / "controlled"
+    assert asked.exists() == again
+    assert not again or asked.read_text() == "requeue 9\n"
 
 
 def test_a_task_stops_in_order_before_it_is_queued_again(tmp_path: Path, job: Any) -> None:

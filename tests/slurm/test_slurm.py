@@ -6,15 +6,19 @@ import csv
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from one_node import one_node
 
 from reproduce.grid.lock import look
+from reproduce.grid.slurm import SlurmFleet
+from reproduce.recipe import load_recipe
 from reproduce.records import RunFolder, WorkFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(5400)]
@@ -130,3 +134,29 @@ def test_a_grid_survives_a_killed_job_and_a_time_limit(tmp_path: Path) -> None:
         assert rows(run) == rows(other)
         model = "model.safetensors"
         assert (run.model / model).read_bytes() == (other.model / model).read_bytes()
+
+
+def test_a_preempted_job_comes_back_and_a_cancelled_one_does_not(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    code = (
+        f"echo >> {begun}; trap 'exit 143' TERM; trap 'exit 130' INT; while :; do sleep 0.2; done"
+    )
+
+    def until(happened: Callable[[], bool]) -> None:
+        last = time.monotonic() + 300
+        while not happened():
+            assert time.monotonic() < last
+            time.sleep(0.2)
+
+    recipe = load_recipe("smoke", ["compute.device=cpu", "cluster.cpus_per_task=1"])
+    with one_node():
+        fleet = SlurmFleet(["sh", "-c", code], tmp_path / "logs", "pretrain", recipe)
+        preempted, stopped = fleet.start(2)
+        until(lambda: begun.exists() and begun.read_text().count("\n") == 2)
+        subprocess.run(["scancel", "--signal=TERM", preempted.name], check=True)  # with grace time
+        until(lambda: begun.read_text().count("\n") == 3)
+        assert (preempted.poll(), stopped.poll()) == (None, None)
+        subprocess.run(["scancel", preempted.name], check=True)
+        stopped.stop(signal.SIGTERM)
+        until(lambda: stopped.poll() == 130 and preempted.poll() == 143)
+        assert begun.read_text().count("\n") == 3
