@@ -106,9 +106,12 @@ def prepare(
     loaded, folder = _load(recipe, sets, work, device)
     if dry_run:
         return _plan(loaded, folder, ["prepare"])
+    from reproduce.data.disk import within
     from reproduce.stages.prepare import prepare, summary_lines
 
-    for line in summary_lines(prepare(loaded, folder)):
+    with within(folder.root):
+        summary = prepare(loaded, folder)
+    for line in summary_lines(summary):
         print(line)
     print(f"data: {folder.data}")
 
@@ -171,12 +174,14 @@ def run(
     loaded, folder = _load(recipe, sets, work, device)
     if dry_run or estimate:
         return _plan(loaded, folder, ["prepare", "pretrain", "finetune"], estimate=estimate)
+    from reproduce.data.disk import within
     from reproduce.stages.fleet import hands_of
     from reproduce.stages.run import run
     from reproduce.training import distributed
 
     hands = hands_of(loaded, jobs, cluster, _worker_options(recipe, folder, sets, device))
-    with distributed.joined(loaded.compute.device if hands is None else "cpu") as ranks:
+    ranks_on = loaded.compute.device if hands is None else "cpu"
+    with within(folder.root), distributed.joined(ranks_on) as ranks:
         summary = run(loaded, folder, ranks, print, hands)
     if summary is not None:
         print(f"report: {summary.page}")
@@ -252,10 +257,12 @@ def report(
         folders = [_load(recipe, sets, None, Device.auto)[1].root]
     elif recipe is not None:
         _load(recipe, sets, None, Device.auto)  # a mistyped name is an error here too
+    from reproduce.data.disk import within
     from reproduce.report import build_report
 
     target = _folder(out if out is not None else WorkFolder(folders[0]).report, "--out")
-    summary = build_report(folders, target, published_only=published, keep=keep)
+    with within(target):
+        summary = build_report(folders, target, published_only=published, keep=keep)
     if as_json:
         print(json.dumps(summary.as_json(), indent=1))
     else:
@@ -442,11 +449,13 @@ def _grid(
     chosen_seeds = _choose("seed", seeds, recipe.seeds)
     if dry_run or estimate:
         return _plan(recipe, folder, [stage], chosen, chosen_seeds, estimate=estimate)
+    from reproduce.data.disk import within
     from reproduce.stages.fleet import hands_of, train_by
 
     hands = hands_of(recipe, jobs, cluster, _worker_options(spec, folder, sets, device))
     if hands is not None:
-        train_by(hands, stage, recipe, folder, chosen, chosen_seeds)
+        with within(folder.root):
+            train_by(hands, stage, recipe, folder, chosen, chosen_seeds)
         print(f"{stage}: {folder.root / stage}")
         return
     from reproduce.training import distributed
@@ -456,7 +465,7 @@ def _grid(
         from reproduce.stages.pretrain import pretrain as train
     else:
         from reproduce.stages.finetune import finetune as train
-    with distributed.joined(recipe.compute.device) as ranks:
+    with within(folder.root), distributed.joined(recipe.compute.device) as ranks:
         train(recipe, folder, ranks, chosen, chosen_seeds)
     if ranks.main:
         print(f"{stage}: {folder.root / stage}")
@@ -539,6 +548,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's, or typer's own copy
             error.show()
             sys.exit(error.exit_code)
+        if isinstance(error, OSError):
+            from reproduce.data.disk import disk_error
+
+            if told := disk_error(error):
+                _message(f"w2vrep: {told}", quiet, debug)
+                sys.exit(told.exit_code)
         text = f"unexpected {type(error).__name__}: {str(error).strip() or 'no message'}"
         if isinstance(error, OSError) and error.strerror:
             text = f"{error.filename or 'system'}: {error.strerror}"

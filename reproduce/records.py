@@ -9,7 +9,11 @@ import json
 import math
 import os
 import re
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -212,17 +216,48 @@ class RunRecord:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all (temporary name, flush to disk, rename)."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_text`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write new files and folders in, which then take their places in `folder`: all of
+    them, or none where anything goes wrong before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_STAGE}*"):  # of a killed process
+        if left.stat().st_mtime < time.time() - 86400:
+            shutil.rmtree(left, ignore_errors=True)
+    stage = Path(tempfile.mkdtemp(prefix=_STAGE, dir=folder))
+    try:
+        new, old = stage / "new", stage / "old"
+        new.mkdir()
+        old.mkdir()
+        yield new
+        for path in sorted(new.iterdir()):
+            target = folder / path.name
+            if target.is_dir():
+                os.replace(target, old / path.name)
+            os.replace(path, target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+_STAGE = ".being-written-"
 
 
 def _plain(value: Any) -> Any:

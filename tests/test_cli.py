@@ -315,7 +315,17 @@ def failing(error):
     [
         (RuntimeError("odd"), 1, "w2vrep: unexpected RuntimeError: odd\n  --debug shows the tra"),
         (KeyError("name"), 1, "w2vrep: unexpected KeyError: 'name'\n"),
-        (OSError(28, "No space left on device", "x"), 1, "w2vrep: x: No space left on device\n"),
+        (OSError(5, "Input/output error", "x"), 1, "w2vrep: x: Input/output error\n"),
+        (
+            OSError(28, "No space left on device"),
+            3,
+            "w2vrep: can't be written: No space left on device\n  make room ",
+        ),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            3,
+            "w2vrep: x: Permission denied\n  get the right to it, or choose another folder\n",
+        ),
         (KeyboardInterrupt(), 130, "w2vrep: interrupted\n  run the same command again to go on\n"),
     ],
 )

@@ -7,10 +7,12 @@ seconds. All compute with one thread: bit-for-bit claims hold for the same numbe
 from __future__ import annotations
 
 import csv
+import errno
 import faulthandler
 import functools
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -43,7 +45,8 @@ from reproduce.data.manifest import write_manifest
 from reproduce.grid.workers import rank_envs
 from reproduce.recipe import load_recipe
 from reproduce.recipe.schema import Recipe
-from reproduce.records import RunFolder, Stage, WorkFolder
+from reproduce.records import RunFolder, RunRecord, Stage, WorkFolder
+from reproduce.training.checkpoint import checkpoint_updates, load_checkpoint
 
 import_torchaudio()
 
@@ -124,6 +127,12 @@ def make_work(root: Path, *, train: int = 21, valid: int = 5) -> WorkFolder:
     write_manifest(utterances, work.data, corpus="synthetic", jobs=1)
     (root / "size.yaml").write_text(SIZE, encoding="utf-8")
     return work
+
+
+def copy(base: WorkFolder, folder: Path) -> WorkFolder:
+    """Another work folder with the same in it."""
+    shutil.copytree(base.root, folder)
+    return WorkFolder(folder)
 
 
 def spec(protocol: str, work: WorkFolder) -> str:
@@ -207,10 +216,14 @@ def command(arguments: Sequence[str]) -> None:
 
 def command_keeping_checkpoints(arguments: Sequence[str]) -> None:
     """Those of finished runs stay, to look at the optimizer."""
-    shutil = SimpleNamespace(rmtree=lambda path, ignore_errors: None)
-    reproduce.training.loop.shutil = shutil  # type: ignore[attr-defined]
-    reproduce.grid.claiming.shutil = shutil  # type: ignore[attr-defined]
+    keep_checkpoints()
     command(arguments)
+
+
+def keep_checkpoints() -> None:
+    kept = SimpleNamespace(rmtree=lambda path, ignore_errors: None)
+    reproduce.training.loop.shutil = kept  # type: ignore[attr-defined]
+    reproduce.grid.claiming.shutil = kept  # type: ignore[attr-defined]
 
 
 def command_killed(arguments: Sequence[str], call: int) -> None:
@@ -228,6 +241,28 @@ def command_killed(arguments: Sequence[str], call: int) -> None:
 
     sys.addaudithook(hook)
     command_keeping_checkpoints(arguments)
+
+
+def command_on_a_full_disk(arguments: Sequence[str], name: str, call: int) -> None:
+    """No space is left from the n-th time on that a file or folder so called is made.
+
+    What is written by a handle that is open already still goes through; the tests of whatever
+    writes have that.
+    """
+    root, left = arguments[arguments.index("--work") + 1], call
+
+    def hook(event: str, about: tuple[Any, ...]) -> None:
+        nonlocal left
+        made = event == "os.mkdir"
+        made |= event == "open" and isinstance(about[1], str) and about[1][0] in "wax"
+        if made and str(about[0]).startswith(root):
+            left -= name in str(about[0])
+            if left <= 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(about[0]))
+
+    sys.addaudithook(hook)
+    keep_checkpoints()
+    reproduce.cli.main(arguments)
 
 
 def command_killed_after_a_checkpoint(arguments: Sequence[str], arm: str, update: int) -> None:
@@ -344,6 +379,32 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     return type(a) is type(b) and (a == b or (a != a and b != b))
+
+
+def assert_same_run(found: RunFolder, expected: RunFolder) -> None:
+    """Rows, weights, optimizer, codebooks and hypotheses, to the last bit."""
+    assert rows(found, "wall_seconds") == rows(expected, "wall_seconds")
+    walls = [float(row["wall_seconds"]) for row in rows(found)]
+    assert walls == sorted(walls)
+    a, b = weights(found), weights(expected)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not same(a[name], b[name])] == []
+
+    update = RunRecord.read(expected.record).updates
+    assert checkpoint_updates(found.checkpoints)[0] == update
+    state, wanted = (flat(load_checkpoint(run.checkpoints, update)) for run in (found, expected))
+    assert state.keys() == wanted.keys()
+    differ = [name for name in state if not same(state[name], wanted[name])]
+    # clocks; the size has the seconds' digits
+    assert set(differ) <= {"/wall_seconds", "/validation_seconds", "/metrics_size"}
+
+    ours, theirs = RunRecord.read(found.record), RunRecord.read(expected.record)
+    assert (ours.status, ours.outcome, ours.final) == ("finished", theirs.outcome, theirs.final)
+    for name in ("codes.npz", "hypotheses.csv"):
+        if (expected.root / name).exists():
+            assert (found.root / name).read_bytes() == (expected.root / name).read_bytes()
+    left = [p.name for p in found.root.rglob("*.tmp")]
+    assert left == []
 
 
 def assert_rows_close(

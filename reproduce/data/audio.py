@@ -15,6 +15,7 @@ import re
 import resource
 import sys
 import tempfile
+import threading
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -187,9 +188,9 @@ def _told(head: bytes) -> Iterator[None]:
     if not (head[:3] == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0")):
         yield
         return
-    sys.stderr.flush()
-    screen = os.dup(2)
-    with tempfile.TemporaryFile() as caught:
+    with _SCREEN, _scratch() as caught:
+        sys.stderr.flush()
+        screen = os.dup(2)
         os.dup2(caught.fileno(), 2)
         try:
             yield
@@ -199,6 +200,17 @@ def _told(head: bytes) -> Iterator[None]:
         caught.seek(0)
         if error := re.search(r"\berror: ([^\n]*)", caught.read().decode("utf-8", "replace")):
             raise AudioError(f"damaged: {error[1].strip()}")
+
+
+_SCREEN = threading.Lock()
+"""Of whoever catches what is written to it."""
+
+
+def _scratch() -> IO[bytes]:
+    """A file that nothing is lost of where the disk is full: in memory, where a system has such."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("libmpg123"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 class _Memory(io.BytesIO):

@@ -111,6 +111,10 @@ class FeatureFile:
             file.seek(int(self.starts[position]) * self.width * self.dtype.itemsize)
             file.write(values.tobytes())
 
+    def drop(self) -> None:
+        """The partial file won't become whole: where the disk is full it is in the way."""
+        self.partial.unlink(missing_ok=True)
+
     def publish(self) -> None:
         """The partial file is whole: flush it to the disk and give it its name."""
         with open(self.partial, "r+b") as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import unicodedata
 from collections import Counter
 from functools import lru_cache
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from reproduce.data.corpora import SPLITS
 from reproduce.data.manifest import Manifest
+from reproduce.records import write_bytes
 
 FIGURE = "corpus.png"
 CHARACTERS = 40
@@ -72,14 +73,10 @@ def draw_corpus(folder: Path) -> Path:
         shares.set_title(f"Characters of the training transcripts{rest}", pad=24)
         shares.grid(axis="x", visible=False)
         shares.set_axisbelow(True)
-        path = folder / FIGURE
-        temporary = path.with_name(f".{os.getpid()}.{FIGURE}")
-        try:
-            figure.savefig(temporary, metadata={"Software": None})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return path
+        image = io.BytesIO()
+        figure.savefig(image, format="png", metadata={"Software": None})
+    write_bytes(folder / FIGURE, image.getvalue())
+    return folder / FIGURE
 
 
 def _label(character: str) -> tuple[str, str | None]:

@@ -23,7 +23,7 @@ import numpy as np
 from reproduce.data.audio import BYTES_PER_SAMPLE, SAMPLE_RATE, SHARD_SAMPLES, PackedAudio
 from reproduce.data.columns import ColumnsFile, Rows, map_columns, read_csv
 from reproduce.data.corpora import SPLITS, Item, Rejected
-from reproduce.data.disk import writing
+from reproduce.data.disk import can_write, writing
 from reproduce.data.packing import Entry, Journal, listing_sha256, pack_into
 from reproduce.data.splits import DrawnSplits, shared_audio
 from reproduce.data.subsets import STUDY_SEED, SubsetLists, list_name, nested_subsets
@@ -70,8 +70,12 @@ def write_manifest(
         DataError: the corpus can't be listed or holds no good utterance, or the disk is full.
     """
     items = list(utterances) if iter(utterances) is utterances else utterances
+    if not can_write(folder):  # somebody else's: good if there is nothing to do
+        listing, _ = listing_sha256(items)
+        if summary := _already_there(folder, listing, subset_seed):
+            return summary
     with _locked(folder):
-        listing, total = listing_sha256(items)
+        listing, total = listing_sha256(items, progress)
         if summary := _already_there(folder, listing, subset_seed):
             return summary
         check_room()
@@ -111,13 +115,14 @@ def write_manifest(
             subsets=subsets,
             shared=shared,
         )
+        summary.write(partial.summary)  # from here on a full disk is no hindrance
         (folder / "summary.json").unlink(missing_ok=True)
         for path in (*made, *(partial.data / list_name(name) for name in SUBSETS)):
             os.replace(path, folder / path.name)
         for path in folder.glob("audio*.pcm"):
             if path.name not in hashes:  # of what was there before
                 path.unlink()
-        summary.write(folder / "summary.json")
+        os.replace(partial.summary, folder / "summary.json")
         _remember(folder, summary, _hashes(summary))
         shutil.rmtree(partial.root)
         return replace(summary, outcome="made anew" if before else "made")

@@ -6,6 +6,7 @@ audio. Started again on the same listing, packing drops a half-written tail and 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -66,10 +67,15 @@ class Entry:
     clipped: int
 
 
-def listing_sha256(items: Iterable[Item]) -> tuple[str, int]:
-    """Hash of all that `items` lists (files by size and time, nothing decoded); their number."""
+def listing_sha256(items: Iterable[Item], progress: bool = False) -> tuple[str, int]:
+    """Hash of all that `items` lists (files by size and time, nothing decoded); their number.
+
+    Args:
+        progress: show how far it is where that takes long, as on a slow mount.
+    """
     digest, count = hashlib.sha256(f"format {FORMAT}\n".encode()), 0
-    for item in items:
+    hide = None if progress else True
+    for item in tqdm(items, "listing", unit="utt", delay=2, disable=hide, leave=False):
         if isinstance(item, Utterance):
             stamp = item.audio.stamp()
             key = [item.id, item.split, item.speaker, item.text, item.source, stamp]
@@ -388,7 +394,29 @@ def convert(source: AudioSource) -> Packed | str:
     except AudioError as error:
         return str(error)
     except OSError as error:
+        if _gone(error):
+            raise DataError(
+                f"the corpus can't be read any more: {error.strerror}",
+                where=str(error.filename or ""),
+                do="see that what it lies on is there again, then run the same command again: it "
+                "goes on where it was",
+            ) from None
         return f"can't be read: {error.strerror or error}"
+
+
+_GONE = {
+    errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNABORTED, errno.ECONNRESET,
+    errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
+"""What a system says where it isn't the file's fault: its mount went away, or too many are open."""
+
+
+def _gone(error: OSError) -> bool:
+    """Whether an error is of the place that a corpus lies in, not of one file."""
+    if error.errno == errno.ENOENT and error.filename:  # listed before: its folder was there
+        return not os.path.lexists(os.path.dirname(error.filename))
+    return error.errno in _GONE
 
 
 def _start_worker() -> None:

@@ -21,6 +21,8 @@ from reproduce.records import write_text
 
 NAMED = 20
 """At most so many speakers or ids are named in one warning."""
+LONG = 60
+"""s: fine-tuning reads utterances whole, and longer ones than this are likely to be uncut."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Tally:
         self._folders: Counter[str] = Counter()
         self._conversions = Counter({"resampled": 0, "mixed_down": 0, "clipped": 0})
         self._clipped: list[str] = []
+        self._long: list[str] = []
         self._characters: dict[str, set[str]] = {split: set() for split in SPLITS}
         self._users: dict[tuple[str, str], list[str]] = {}
         self._rejected: list[dict[str, str | None]] = []
@@ -142,6 +145,8 @@ class Tally:
         self._conversions["clipped"] += entry.clipped > 0
         if entry.clipped > 0.01 * entry.samples:
             self._clipped.append(entry.id)
+        if entry.samples > LONG * SAMPLE_RATE:
+            self._long.append(entry.id)
         new = set(entry.text) - self._characters["train"] - {" "}
         self._characters[split] |= new
         if split != "train":
@@ -226,6 +231,14 @@ class Tally:
                     f"the character {character!r} (U+{ord(character):04X}) of {split} transcripts "
                     f"is never seen in training: {_named(users)}"
                 )
+        if self._long:
+            longest = max(max(values) for values in self._seconds.values() if values)
+            yield (
+                f"{_count(len(self._long), 'utterance')} longer than {LONG} s, up to {longest:.0f} "
+                "s: fine-tuning reads each whole, in time and memory that grow faster than the "
+                "length; cut them, or leave them out of it by finetune.max_seconds: "
+                f"{_named(self._long)}"
+            )
         if self._clipped:
             count = _count(len(self._clipped), "utterance")
             yield f"more than 1 % of samples clipped in {count}: {_named(self._clipped)}"

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -392,5 +392,6 @@ def _failed(context: Context, records: dict[str, RunRecord], seed: int, reason: 
         record = records[arm]
         record.status, record.ended = "failed", now()
         record.reason = reason.splitlines()[0]
-        record.write(context.work.run(context.stage, arm, seed).record)
+        with suppress(OSError):  # a full disk: what went wrong first is what is told
+            record.write(context.work.run(context.stage, arm, seed).record)
     return failed

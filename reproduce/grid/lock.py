@@ -150,7 +150,8 @@ class RunLock:
             return
         if (self._mine is not None and not self.lost) or failed:
             who = os.environ.get(WORKER, "") if failed else ""
-            self._write(Holder(worker=who, failed=time.time() if failed else None))
+            with contextlib.suppress(OSError):  # a full disk: the next one finds a dead holder
+                self._write(Holder(worker=who, failed=time.time() if failed else None))
         self._mine = None
         os.close(self._file)
         self._file = -1

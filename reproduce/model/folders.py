@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -229,12 +230,22 @@ def save_folder(
     Args:
         normalized: whether it wants normalized waveforms, for preprocessor_config.json.
         processor: a tokenizer lies beside it, so that both make a ``Wav2Vec2Processor``.
+
+    Raises:
+        OSError: it can't be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{SAFETENSORS}.{os.getpid()}.tmp"
-    save_file(dict(state), temporary, metadata={"format": "pt"})
-    os.replace(temporary, folder / SAFETENSORS)
+    try:
+        save_file(dict(state), temporary, metadata={"format": "pt"})
+        os.replace(temporary, folder / SAFETENSORS)
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
     norm = config.get("feat_extract_norm", "group")
     preprocessor = {
         "feature_extractor_type": _INPUT_TYPE,

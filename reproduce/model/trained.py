@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +28,7 @@ from reproduce.model.interop import encoder_of, encoder_state_to_huggingface
 from reproduce.model.recognizer import HeadBank, InputLength, Recognizer
 from reproduce.model.rvq import RvqOptions
 from reproduce.objective.ctc import greedy_decode
+from reproduce.records import write_bytes
 
 CODE = "modeling_w2vrep.py"
 """What opens a quantized recognizer in transformers, beside its weights."""
@@ -206,8 +206,7 @@ def save_recognizer(
     folder = Path(folder)
     if heads.arms[arm]:
         config = _refused_by_transformers(config)
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(__file__).with_name(CODE), folder / CODE)
+        write_bytes(folder / CODE, Path(__file__).with_name(CODE).read_bytes())
     state = {name: value.cpu().contiguous() for name, value in heads.arm_state(arm).items()}
     state = encoder_state_to_huggingface(encoder) | state
     folders.save_folder(folder, config, state, normalized=encoder.config.normalized, processor=True)

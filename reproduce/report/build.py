@@ -11,14 +11,14 @@ from typing import Any
 
 from reproduce.errors import UsageError
 from reproduce.recipe import load_recipe
-from reproduce.records import Stage, write_text
+from reproduce.records import Stage, staged, write_text
 from reproduce.report import page, tables
 from reproduce.report.claims import ClaimResult, judge, published_claims
 from reproduce.report.deviations import deviations
 from reproduce.report.figures import draw_all
 from reproduce.report.findings import findings
 from reproduce.report.headlines import headlines
-from reproduce.report.keep import keep_runs
+from reproduce.report.keep import keep_runs, require_place
 from reproduce.report.measured import STAGES, Work, read_work
 from reproduce.report.published import CHANCE, load_published
 from reproduce.report.scale import scale_of
@@ -83,34 +83,36 @@ def build_report(
     if published_only:
         claims = published_claims(published)
 
-    out.mkdir(parents=True, exist_ok=True)
     if keep:
-        keep_runs(measured[0], Path(works[0]), out)
-    for name, table in (
-        ("table_pretrain", tables.pretrain_table(rows["pretrain"])),
-        ("table_finetune", tables.finetune_table(rows["finetune"])),
-    ):
-        write_text(out / f"{name}.csv", table.csv())
-        write_text(out / f"{name}.md", table.markdown())
-        write_text(out / f"{name}.tex", table.latex())
-    claims_table = tables.claims_table(claims)
-    write_text(out / "claims.csv", claims_table.csv())
-    write_text(out / "claims.md", claims_table.markdown())
+        require_place(Path(works[0]), out)
+    with staged(out) as new:
+        if keep:
+            keep_runs(measured[0], new)
+        for name, table in (
+            ("table_pretrain", tables.pretrain_table(rows["pretrain"])),
+            ("table_finetune", tables.finetune_table(rows["finetune"])),
+        ):
+            write_text(new / f"{name}.csv", table.csv())
+            write_text(new / f"{name}.md", table.markdown())
+            write_text(new / f"{name}.tex", table.latex())
+        claims_table = tables.claims_table(claims)
+        write_text(new / "claims.csv", claims_table.csv())
+        write_text(new / "claims.md", claims_table.markdown())
 
-    report = page.Report(
-        published=published,
-        works=measured,
-        scales=scales,
-        tables=rows,
-        claims=claims,
-        figures=draw_all(published, measured, out),
-        headlines=headlines(published, measured, scales),
-        findings=findings(published, measured),
-        deviations=[item for work in measured for item in deviations(work, as_run)],
-    )
-    write_text(out / "index.html", page.render(report))
-    data = _to_digits(_data(report))
-    write_text(out / "summary.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+        report = page.Report(
+            published=published,
+            works=measured,
+            scales=scales,
+            tables=rows,
+            claims=claims,
+            figures=draw_all(published, measured, new),
+            headlines=headlines(published, measured, scales),
+            findings=findings(published, measured),
+            deviations=[item for work in measured for item in deviations(work, as_run)],
+        )
+        write_text(new / "index.html", page.render(report))
+        data = _to_digits(_data(report))
+        write_text(new / "summary.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
     return ReportSummary(out / "index.html", data["contradicted"], data)
 
 

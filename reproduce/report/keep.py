@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import yaml
 
 from reproduce.errors import UsageError
-from reproduce.records import METRIC_COLUMNS, RunFolder, WorkFolder, write_text
+from reproduce.records import METRIC_COLUMNS, RunFolder, WorkFolder, write_bytes, write_text
 from reproduce.report.measured import Run, Work
 from reproduce.report.privacy import without_paths
 
@@ -33,19 +32,15 @@ again.
 _UNREADABLE = "can't be read where it was kept from\n"
 
 
-def keep_runs(work: Work, root: Path, out: Path) -> Path:
-    """Write ``out/runs``, in place of an earlier copy there.
+def require_place(root: Path, out: Path) -> None:
+    """Look whether ``out/runs`` may be written, in place of an earlier copy there.
 
     Args:
-        work: as read from ``root``.
-        root: its work folder.
+        root: the work folder.
         out: the folder of the report.
 
-    Returns:
-        The folder written.
-
     Raises:
-        UsageError: ``out/runs`` is there and wasn't written by this function, or is ``root``.
+        UsageError: it is there and wasn't written by `keep_runs`, or is ``root``.
     """
     target = WorkFolder(out / FOLDER)
     if target.root.resolve() == Path(root).resolve():
@@ -60,7 +55,11 @@ def keep_runs(work: Work, root: Path, out: Path) -> Path:
                 where=str(target.root),
                 do="give another --out",
             )
-        shutil.rmtree(target.root)
+
+
+def keep_runs(work: Work, out: Path) -> None:
+    """Write ``out/runs``, which isn't there yet."""
+    target = WorkFolder(out / FOLDER)
     recipe = _private(dict(work.recipe) | {"name": work.name})
     write_text(target.root / _ABOUT, _README)
     write_text(target.recipe, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
@@ -69,7 +68,6 @@ def keep_runs(work: Work, root: Path, out: Path) -> Path:
         write_text(target.summary, json.dumps(_private(kept), indent=1) + "\n")
     for (stage, arm, seed), run in work.runs.items():
         _keep(run, target.run(stage, arm, seed))
-    return target.root
 
 
 def _keep(run: Run, folder: RunFolder) -> None:
@@ -81,12 +79,14 @@ def _keep(run: Run, folder: RunFolder) -> None:
         write_text(folder.metrics, _metrics(run) if readable else _UNREADABLE)
     codes = run.codes
     if codes.problem:
-        folder.codes.write_text(_UNREADABLE, encoding="utf-8")
+        write_text(folder.codes, _UNREADABLE)
     elif codes.arrays:
         kept: dict[str, Any] = {name: _small(array) for name, array in codes.arrays.items()}
         if codes.width is not None:
             kept["width"] = np.array(codes.width)
-        np.savez_compressed(folder.codes, **kept)
+        content = io.BytesIO()
+        np.savez_compressed(content, **kept)
+        write_bytes(folder.codes, content.getvalue())
 
 
 def _record(run: Run) -> str:

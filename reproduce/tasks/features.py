@@ -44,7 +44,8 @@ def keep_features(
     kept = FeatureFile(context.work.features / name, frames, encoder.config.width, dtype)
     ranks, seconds = context.ranks, 0.0
     with ExitStack() as held:
-        due, problem = False, None
+        due = False
+        problem: W2vrepError | OSError | None = None
         if ranks.main:
             try:
                 held.enter_context(
@@ -53,15 +54,20 @@ def keep_features(
                 due = not kept.whole
                 if due:
                     kept.begin()
-            except W2vrepError as error:
+            except (W2vrepError, OSError) as error:
                 problem = error
         due, problem = ranks.gather((due, problem))[0]
         if problem is not None:
             raise problem
         if due:
             started = time.monotonic()
-            _encode(context, recognizer, speech, kept)
-            ranks.barrier()
+            try:
+                _encode(context, recognizer, speech, kept)
+            except (W2vrepError, OSError) as error:
+                problem = error
+            if problems := [found for found in ranks.gather(problem) if found is not None]:
+                kept.drop()
+                raise problems[0]
             seconds = time.monotonic() - started
             if ranks.main:
                 kept.publish()

@@ -25,21 +25,20 @@ def save_checkpoint(folder: Path, update: int, state: dict[str, Any]) -> Path:
     """Write ``folder/update-K`` under a temporary name, flush it, rename it; drop older ones.
 
     ``state`` holds tensors, numbers, strings and containers of them: what ``weights_only`` loads.
+
+    Raises:
+        OSError: it can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"update-{update}"
     temporary = folder / f".update-{update}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    with open(temporary / STATE, "wb") as file:
-        hashed = _Hashed(file)
-        torch.save(state, cast(IO[bytes], hashed))  # of which it writes only
-        file.flush()
-        os.fsync(file.fileno())
-    with open(temporary / DIGEST, "w", encoding="utf-8") as file:
-        json.dump({STATE: hashed.digest.hexdigest()}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        _write(temporary, state)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # where the disk is full it is in the way
+        raise
     if target.exists():  # a damaged one of the same update
         _remove(target)
     os.replace(temporary, target)
@@ -50,15 +49,38 @@ def save_checkpoint(folder: Path, update: int, state: dict[str, Any]) -> Path:
     return target
 
 
+def _write(folder: Path, state: dict[str, Any]) -> None:
+    """The state and its hash, flushed to disk."""
+    with open(folder / STATE, "wb") as file:
+        hashed = _Hashed(file)
+        try:
+            torch.save(state, cast(IO[bytes], hashed))  # of which it writes only
+        except RuntimeError:  # torch's own words where the disk is full
+            if hashed.error is not None:
+                raise hashed.error from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
+    with open(folder / DIGEST, "w", encoding="utf-8") as file:
+        json.dump({STATE: hashed.digest.hexdigest()}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class _Hashed:
     """A file to write to, hashed on the way: nothing is read again."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()

@@ -7,15 +7,16 @@ utterances around it are never lost.
 from __future__ import annotations
 
 import os
-import resource
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import at_most
 from small_corpora import encoded, noise
 
 from reproduce.data.corpora.files import FileAudio
@@ -119,17 +120,6 @@ def refused() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond 5000 bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def edit(name: str, old: str, new: str) -> Callable[[Path], object]:
     return lambda data: (data / name).write_text((data / name).read_text().replace(old, new, 1))
 
@@ -228,7 +218,9 @@ CASES = {
         do=lambda root: [(root / f"{name}.wav").write_bytes(b"") for name in "abx"],
         error="no good utterance:\n  a.wav: empty file",
     ),
-    "full disk": Case(around=full_disk, error="can't be written: File too large\n  make room"),
+    "full disk": Case(
+        around=partial(at_most, 5000), error="can't be written: File too large\n  make room"
+    ),
     "manifest edited": Case(after=edit("manifest.csv", "TEXT", "TEST"), error="changed since it"),
     "manifest deleted": Case(after=lambda data: (data / "manifest.csv").unlink(), error="missing"),
     "a list edited": Case(after=edit("subset_1h.tsv", "TEXT", "TEST"), error="changed since it"),

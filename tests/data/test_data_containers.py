@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import tempfile
 
 import numpy as np
 import pytest
@@ -236,3 +238,10 @@ def test_counts_that_a_decoder_goes_by_are_compared_with_what_is_there() -> None
         for form in ("RF64", "W64"):
             whole_file, at, kind, _ = DATA[form]
             assert refused(put(whole_file, at, size, kind)).startswith(("truncated", "can't be de"))
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory here")
+def test_a_full_disk_for_temporary_files_costs_no_mp3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its decoder's words are caught without one."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    assert len(decode(encoded(noise(0.5), form="MP3", sub="MPEG_LAYER_III"))[0]) == 8000

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faults import at_most
 
 from reproduce.data.features import FeatureFile
 from reproduce.errors import DataError
@@ -48,6 +49,16 @@ def test_a_file_of_another_size_is_not_whole(tmp_path: Path) -> None:
     file, _ = written(tmp_path / "kept")
     os.truncate(file.path, file.size - 1)
     assert not file.whole
+
+
+def test_where_the_disk_is_full_nothing_stays_in_its_way(tmp_path: Path) -> None:
+    file = FeatureFile(tmp_path / "kept", FRAMES, WIDTH)
+    file.begin()
+    with at_most(0), pytest.raises(OSError, match="File too large"):
+        file.write(2, torch.zeros(5, WIDTH))
+    file.drop()
+    assert not file.partial.exists()
+    assert not file.path.exists()
 
 
 def test_what_an_interrupted_process_left_goes(tmp_path: Path) -> None:

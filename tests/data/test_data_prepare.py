@@ -11,14 +11,21 @@ import signal
 import time
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+from faults import at_most, somebody_else
 from small_corpora import Sound, make_part, pack_tree, serving, sounds, write_in_two
 
 from reproduce.data import disk
+from reproduce.data.audio import Decoded
 from reproduce.data.corpora import Utterance
+from reproduce.data.corpora.files import FileAudio
 from reproduce.data.figure import draw_corpus
 from reproduce.data.manifest import Manifest, write_manifest
+from reproduce.data.packing import Journal
+from reproduce.data.summary import Summary
 from reproduce.errors import DataError, MissingCorpusError, RecipeError, UsageError
 from reproduce.grid.plan import plan_lines
 from reproduce.recipe import load_recipe
@@ -42,6 +49,12 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def work(tmp_path: Path) -> WorkFolder:
     return WorkFolder(tmp_path / "work")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figure takes more time than all the rest."""
+    monkeypatch.setattr("reproduce.stages.prepare.draw_corpus", lambda folder: folder)
 
 
 def recipe(root: Path | None, *sets: str) -> Recipe:
@@ -286,6 +299,97 @@ def test_a_disk_that_is_full_at_the_ends_is_one_clear_error(
     assert not [path for path in work.root.rglob("*") if path.name.endswith((name, ".tmp"))]
     prepare(recipe(root), work)
     assert (work.data / "corpus.png").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_disk_that_is_full_at_the_last_step_leaves_the_old_data_whole(
+    root: Path, work: WorkFolder
+) -> None:
+    """Everything new is written before anything changes places."""
+    prepare(recipe(root), work)
+    before = {path: path.read_bytes() for path in work.data.iterdir() if path.is_file()}
+    needed, write = work.summary.stat().st_size // 2, Summary.write
+
+    def full(self: Summary, path: Path) -> None:
+        with at_most(needed):
+            write(self, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Summary, "write", full)
+        with pytest.raises(DataError, match="can't be written: File too large"):
+            prepare(recipe(root, "data.subset_seed=1"), work)
+    assert {path: path.read_bytes() for path in before} == before
+    assert Manifest.read(work.data).summary.subset_seed == 42
+    assert prepare(recipe(root, "data.subset_seed=1"), work).outcome == "made anew"
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("fault", ["unmounted", errno.ENOTCONN, errno.ESTALE, errno.EMFILE])
+def test_a_corpus_that_goes_away_is_not_taken_for_bad_files(
+    root: Path, work: WorkFolder, monkeypatch: pytest.MonkeyPatch, fault: int | str
+) -> None:
+    """Nothing is rejected for it; once it is back, the same comes of it as without."""
+    prepare(recipe(root), work)
+    expected = {name: (work.data / name).read_bytes() for name in ("manifest.csv", "audio.pcm")}
+    load, add = FileAudio.load, Journal.add
+
+    def lost(self: FileAudio) -> Decoded:
+        if "20-1-0001" in self.path.name:
+            raise OSError(fault, os.strerror(int(fault)), str(self.path))
+        return load(self)
+
+    def unmount(self: Journal, *arguments: Any) -> None:
+        if root.exists():
+            root.rename(root.with_name("elsewhere"))
+        add(self, *arguments)
+
+    other = WorkFolder(work.root.with_name("other"))
+    with monkeypatch.context() as patch:
+        if fault == "unmounted":
+            patch.setattr(Journal, "add", unmount)
+        else:
+            patch.setattr(FileAudio, "load", lost)
+        with pytest.raises(DataError, match="the corpus can't be read any more") as caught:
+            prepare(recipe(root), other)
+    assert "20-1-000" in caught.value.where
+    assert not other.summary.exists()
+    if fault == "unmounted":
+        root.with_name("elsewhere").rename(root)
+    summary = prepare(recipe(root), other)
+    assert summary.rejected == []
+    assert {name: (other.data / name).read_bytes() for name in expected} == expected
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_file_that_goes_away_is_rejected_alone(root: Path, work: WorkFolder) -> None:
+    add = Journal.add
+
+    def remove(self: Journal, *arguments: Any) -> None:
+        (root / "train-clean-100/20/1/20-1-0001.flac").unlink(missing_ok=True)
+        add(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "add", remove)
+        summary = prepare(recipe(root), work)
+    assert summary.reasons() == {"can't be read": 1}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_data_of_somebody_else_is_used_where_there_is_nothing_to_do(root: Path) -> None:
+    """A folder that is only read: `data/` of another user, or on another mount."""
+    with TemporaryDirectory() as name:  # where everybody may look, unlike tmp_path
+        Path(name).chmod(0o755)
+        corpus, mine = Path(name) / "corpus", WorkFolder(Path(name) / "mine")
+        shutil.copytree(root, corpus)
+        prepare(recipe(corpus), mine)
+        mine.root.chmod(0o777)
+        mine.recipe.chmod(0o666)
+        mine.data.chmod(0o555)
+        with somebody_else():
+            assert prepare(recipe(corpus), mine).outcome == "there already"
+            with pytest.raises(DataError, match="data: can't be written: Permission denied"):
+                prepare(recipe(corpus, "data.subset_seed=1"), mine)
+        mine.data.chmod(0o755)
 
 
 def test_a_figure_of_any_script(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_multi_kill import copy
 from tiny_runs import (
     assert_rows_close,
+    copy,
     finish,
     patience,
     rows,

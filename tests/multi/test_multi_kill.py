@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,30 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_runs import (
+    assert_rows_close,
+    assert_same_run,
     command_in_float64,
     command_keeping_checkpoints,
     command_killed,
     command_killed_after_a_checkpoint,
+    copy,
     finish,
-    flat,
     patience,
     rows,
-    same,
     spec,
     start,
+    start_ranks,
     train,
     weights,
 )
 
-from reproduce.records import RunFolder, RunRecord, Stage, WorkFolder
-from reproduce.training.checkpoint import checkpoint_updates, load_checkpoint
+from reproduce.records import RunRecord, Stage, WorkFolder
+from reproduce.training.checkpoint import checkpoint_updates
 
 KILLS = ("change", "change", "time", "change", "time", "change")
-
-
-def copy(base: WorkFolder, folder: Path) -> WorkFolder:
-    shutil.copytree(base.root, folder)
-    return WorkFolder(folder)
 
 
 def killed_again_and_again(
@@ -57,32 +53,6 @@ def killed_again_and_again(
     process = start(command_keeping_checkpoints, arguments, log=log)
     finish([process], log)
     return len(KILLS)
-
-
-def assert_same_run(found: RunFolder, expected: RunFolder) -> None:
-    """Rows, weights, optimizer, codebooks and hypotheses, to the last bit."""
-    assert rows(found, "wall_seconds") == rows(expected, "wall_seconds")
-    walls = [float(row["wall_seconds"]) for row in rows(found)]
-    assert walls == sorted(walls)
-    a, b = weights(found), weights(expected)
-    assert a.keys() == b.keys()
-    assert [name for name in a if not same(a[name], b[name])] == []
-
-    update = RunRecord.read(expected.record).updates
-    assert checkpoint_updates(found.checkpoints)[0] == update
-    state, wanted = (flat(load_checkpoint(run.checkpoints, update)) for run in (found, expected))
-    assert state.keys() == wanted.keys()
-    differ = [name for name in state if not same(state[name], wanted[name])]
-    # clocks; the size has the seconds' digits
-    assert set(differ) <= {"/wall_seconds", "/validation_seconds", "/metrics_size"}
-
-    ours, theirs = RunRecord.read(found.record), RunRecord.read(expected.record)
-    assert (ours.status, ours.outcome, ours.final) == ("finished", theirs.outcome, theirs.final)
-    for name in ("codes.npz", "hypotheses.csv"):
-        if (expected.root / name).exists():
-            assert (found.root / name).read_bytes() == (expected.root / name).read_bytes()
-    left = [p.name for p in found.root.rglob("*.tmp")]
-    assert left == []
 
 
 @pytest.mark.parametrize(
@@ -133,30 +103,49 @@ def test_killed_between_the_checkpoints_of_a_bank(
         assert_same_run(run, whole.run("finetune", run.arm, 1))
 
 
-def test_stopped_under_one_process_goes_on_under_two(base: WorkFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "protocol", "arms", "worlds"),
+    [
+        ("pretrain", "corrected", ["icsl_2cb"], (1, 2)),
+        ("finetune", "as-written", ["no_rvq", "rvq_1", "rvq_4"], (1, 2)),
+        ("finetune", "corrected", ["rvq_2"], (2, 1)),
+    ],
+    ids=["pretraining", "bank", "trained encoder"],
+)
+def test_stopped_and_gone_on_with_by_another_number_of_processes(
+    base: WorkFolder,
+    tmp_path: Path,
+    stage: Stage,
+    protocol: str,
+    arms: list[str],
+    worlds: tuple[int, int],
+) -> None:
+    options = [word for arm in arms for word in ("--arm", arm)]
     whole, stopped = copy(base, tmp_path / "whole"), copy(base, tmp_path / "stopped")
-    arm = "icsl_2cb"
-    train("pretrain", "corrected", whole, "--arm", arm, target=command_in_float64)
-    run, log = stopped.run("pretrain", arm, 1), stopped.root / "first.log"
-    arguments = ["pretrain", spec("corrected", stopped), "--work", str(stopped.root), "--arm", arm]
-    process = start(command_in_float64, arguments, log=log)
+    train(stage, protocol, whole, *options, target=command_in_float64)
+    runs, log = [stopped.run(stage, arm, 1) for arm in arms], stopped.root / "first.log"
+    arguments = [stage, spec(protocol, stopped), "--work", str(stopped.root), *options]
+    processes = start_ranks(worlds[0], command_in_float64, arguments, log=log)
     with patience() as wait:
-        while not (run.metrics.exists() and rows(run)):
+        while not (runs[-1].metrics.exists() and rows(runs[-1])):
             wait()
-    process.terminate()
-    finish([process], log, 143)
-    record = RunRecord.read(run.record)
-    assert record.status == "interrupted"
-    assert 0 < record.updates < 10
-    assert record.reason == f"SIGTERM after update {record.updates}"
+    for process in processes:
+        process.terminate()
+    finish(processes, log, 143)
+    updates = {RunRecord.read(run.record).updates for run in runs}
+    assert len(updates) == 1
+    assert 0 < updates.pop() < 10
+    for run in runs:
+        record = RunRecord.read(run.record)
+        assert (record.status, record.world_size) == ("interrupted", worlds[0])
+        assert record.reason == f"SIGTERM after update {record.updates}"
 
-    train("pretrain", "corrected", stopped, "--arm", arm, world=2, target=command_in_float64)
-    expected = weights(whole.run("pretrain", arm, 1))
-    for name, weight in weights(run).items():
-        assert float((weight - expected[name]).abs().max()) < 1e-9, name
-    positions = [
-        [(r["update"], r["split"]) for r in rows(w.run("pretrain", arm, 1))]
-        for w in (stopped, whole)
-    ]
-    assert positions[0] == positions[1]
-    assert RunRecord.read(run.record).world_size == 2
+    train(stage, protocol, stopped, *options, world=worlds[1], target=command_in_float64)
+    for run in runs:
+        alone = whole.run(stage, run.arm, 1)
+        expected = weights(alone)
+        for name, weight in weights(run).items():
+            difference = (weight.double() - expected[name].double()).abs().max()
+            assert float(difference) < 1e-9, name
+        assert_rows_close(rows(run), rows(alone), 1e-8)
+        assert RunRecord.read(run.record).world_size == worlds[1]

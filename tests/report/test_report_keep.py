@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from faults import at_most
 from made_up_runs import write_codes, write_recipe, write_run
 
 from reproduce.errors import UsageError
@@ -90,3 +91,28 @@ def test_kept_runs_take_no_other_folders_place(
         build_report([out / "runs"], out, keep=True)
     with pytest.raises(UsageError, match="of one work folder, not of 2"):
         build_report([work, out / "runs"], tmp_path / "both", keep=True)
+
+
+def test_a_full_disk_leaves_the_report_before_as_it_was(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Page, tables, figures and kept runs: all are new, or all are old."""
+    monkeypatch.setattr(build, "draw_all", lambda *_: [])
+    out = tmp_path / "out"
+
+    def everything() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    build_report([work], out, keep=True)
+    before = everything()
+    text = (work / "pretrain/icsl_8cb/seed-1/run.json").read_text()
+    (work / "pretrain/icsl_8cb/seed-1/run.json").write_text(text.replace("0", "1"))
+    page = (out / "index.html").stat().st_size
+    for size in (0, 1000, page - 1):
+        with at_most(size), pytest.raises(OSError, match="File too large"):
+            build_report([work], out, keep=True)
+        assert everything() == before
+        assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    build_report([work], out, keep=True)
+    assert everything().keys() == before.keys()
+    assert everything() != before
