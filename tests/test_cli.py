@@ -181,6 +181,19 @@ def test_dry_run_shows_the_plan_and_touches_nothing(w2vrep, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_first_look_plans_twelve_small_runs(w2vrep, tmp_path):
+    done = w2vrep("run", "demo", "--dry-run")
+    assert done.code == 0
+    for text in (
+        "pretrain  2 arms x 3 seeds = 6 runs",
+        "finetune  2 arms x 3 seeds = 6 runs",
+        "no_icsl_8cb/seed-{seed}",
+        "rvq_4",
+    ):
+        assert text in done.out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_dry_run_of_some_arms_and_seeds(w2vrep):
     chosen = ["--arm", "icsl_8cb", "--arm", "no_icsl_2cb", "--arm", "icsl_8cb", "--seed", "3"]
     done = w2vrep("pretrain", "smoke", "--dry-run", *chosen)

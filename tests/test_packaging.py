@@ -101,7 +101,7 @@ def test_metadata(unpacked):
 def test_recipes_work_from_another_folder(unpacked, tmp_path):
     listed = w2vrep(unpacked, tmp_path, "ls")
     assert [line.split()[0] for line in listed.splitlines()] == [
-        "as-run", "as-written", "corrected", "mini", "smoke"
+        "as-run", "as-written", "corrected", "demo", "mini", "smoke"
     ]  # fmt: skip
     assert "good" in w2vrep(unpacked, tmp_path, "check", "corrected+mini")
     w2vrep(unpacked, tmp_path, "cp", "smoke", ".")

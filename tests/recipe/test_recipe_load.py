@@ -107,7 +107,7 @@ def test_names_and_paths(recipe_file):
     [
         ("as-runn", "did you mean as-run?"),
         ("corrected+minni", "did you mean mini?"),
-        ("./nope.yaml", "shipped recipes: as-run, as-written, corrected, mini, smoke"),
+        ("./nope.yaml", "shipped recipes: as-run, as-written, corrected, demo, mini, smoke"),
         ("as-run+", "join names by +"),
         ("", "join names by +"),
     ],

@@ -294,7 +294,7 @@ def test_corrected_gumbel_temperature_is_geometric_to_its_end():
 
 
 def test_the_shipped_files():
-    assert list(shipped_recipes()) == ["as-run", "as-written", "corrected", "mini", "smoke"]
+    assert list(shipped_recipes()) == ["as-run", "as-written", "corrected", "demo", "mini", "smoke"]
     for name in shipped_recipes():
         assert load_recipe(name).name == name
         assert load_recipe(name).description
@@ -314,6 +314,20 @@ def test_sizes_lie_over_every_protocol(protocol, size, seeds):
     for path in ("gradient", "masking", "icsl", "diversity", "gumbel", "schedule", "crop"):
         assert getattr(recipe.pretrain, path) == getattr(method, path), path
     assert recipe.pretrain.contrastive == method.contrastive
+
+
+def test_demo_is_corrected_but_for_what_its_file_says():
+    """The objective and the quantizers are the protocol's; masks are as long in milliseconds."""
+    demo, mini = load_recipe("demo"), load_recipe("corrected+mini")
+    assert (demo.seeds, demo.data.corpus) == ([1, 2, 3], "synthetic")
+    for name in ("gradient", "icsl", "diversity", "gumbel", "schedule", "contrastive", "optimizer"):
+        assert getattr(demo.pretrain, name) == getattr(mini.pretrain, name), name
+    for name in ("gradient", "rvq", "schedule"):
+        assert getattr(demo.finetune, name) == getattr(mini.finetune, name), name
+    spans = [r.pretrain.masking.length * math.prod(r.model.conv_strides) for r in (demo, mini)]
+    assert spans[0] == spans[1] == 3200
+    assert {"no_icsl_8cb", "icsl_8cb"} == set(demo.pretrain.arms)
+    assert {"no_rvq", "rvq_4"} <= set(demo.finetune.arms)
 
 
 def leaves(tree, prefix=()):
@@ -337,6 +351,7 @@ def value_below(recipe, path):
 BELOW = {
     "as-run": ["as-written"],
     "corrected": ["as-run"],
+    "demo": ["corrected+mini"],
     "mini": PROTOCOLS,
     "smoke": [f"{protocol}+mini" for protocol in PROTOCOLS],
 }
