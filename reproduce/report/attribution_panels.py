@@ -34,6 +34,7 @@ def draw_effects(panel: Panel, published: Published, work: Work | None) -> None:
                 panel.seen([interval.low, interval.high])
         axes.axhline(0, **CHANCE_STYLE, zorder=1.5)
         axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
+        axes.tick_params(axis="x", labelsize=8)
         axes.set_xlim(-0.5, len(names) - 0.5)
         panel.legend |= {
             "a seed": Line2D([], [], color=BLUE, marker="o", linestyle="", markersize=4),

@@ -46,10 +46,12 @@ from reproduce.report.svg import POINTS, inline
 DPI = 110
 TITLE_WIDTH = 40
 """Letters of a panel's title a line."""
-LEFT, WIDE, HIGH, UNDER = 0.74, 2.65, 2.35, 0.45
+LEFT, WIDE, HIGH, UNDER = 0.86, 2.65, 2.35, 0.45
 """Of a panel, in inches: room for the axis of losses, its axes, room for the axis under them."""
 LETTER = 0.068
 """Width of a letter of a label, in inches."""
+LEGEND_LETTERS = 14
+"""Words up to so long stand two a row under a panel."""
 POINTS_AN_INCH = 72
 LOG_FROM = 3.0
 """A loss axis is logarithmic if its largest value is this many times the smallest."""
@@ -303,9 +305,14 @@ def lay_out(works: Sequence[Work], plan: Plan) -> Sheet:
         if panel.legend:
             panel.axes.legend(
                 panel.legend.values(), panel.legend.keys(), loc="upper center",
-                bbox_to_anchor=(0.5, -UNDER / HIGH), ncols=2, borderaxespad=0.0,
+                bbox_to_anchor=(0.5, -UNDER / HIGH), ncols=_columns(panel), borderaxespad=0.0,
             )  # fmt: skip
     return Sheet(figure, panels, of, _place(figure, panels))
+
+
+def _columns(panel: Panel) -> int:
+    """Of its legend: two of short words or one."""
+    return 2 if max(map(len, panel.legend), default=0) <= LEGEND_LETTERS else 1
 
 
 def _place(figure: Figure, panels: Sequence[Panel]) -> list[Bbox]:
@@ -319,7 +326,7 @@ def _place(figure: Figure, panels: Sequence[Panel]) -> list[Bbox]:
     longest = max(map(len, names), default=0)
     right = WIDE * (KEY[-1] - 0.96) + LETTER * longest if names else 0.2
     titles = max(panel.axes.get_title().count("\n") + 1 for panel in panels)
-    legend = max(-(-len(panel.legend) // 2) for panel in panels)
+    legend = max(-(-len(panel.legend) // _columns(panel)) for panel in panels)
     above, under = 0.13 + 0.17 * titles, UNDER + (0.08 + 0.18 * legend if legend else 0)
     wide, high = LEFT + WIDE + right, under + HIGH + above
     figure.set_size_inches(columns * wide, lines * high)

@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pytest
 from made_up_runs import CHANCE, write_recipe, write_run
 from matplotlib.figure import Figure
 
 from reproduce.records import METRIC_COLUMNS
+from reproduce.report import figures
 from reproduce.report.attribution import excess_curves, factorials, paragraph
 from reproduce.report.attribution_panels import PUBLISHED, draw_effects
 from reproduce.report.findings import findings
 from reproduce.report.measured import Work, read_work
 from reproduce.report.panels import Panel
 from reproduce.report.published import load_published
+from reproduce.report.style import STYLE
 
 ICSL, CLIP, TOGETHER = -0.004, 0.002, 0.001
 CELLS = {
@@ -116,3 +119,17 @@ def test_the_figure_shows_every_seed_and_the_published_difference(tmp_path: Path
     assert panel.legend[PUBLISHED].get_marker() == "x"
     (cross,) = (line for line in axes.lines if line.get_marker() == "x")
     assert cross.get_ydata() == pytest.approx([4.6120 - 4.6178])
+
+
+def test_the_figure_keeps_to_its_cells(tmp_path: Path) -> None:
+    work, published = make(tmp_path), load_published()
+    (plan,) = figures._attribution(published, [work])
+    with mpl.rc_context(STYLE):
+        sheet = figures.lay_out([work], plan)
+        sheet.figure.draw_without_rendering()
+        assert len(sheet.panels) == 2
+        for panel, cell in zip(sheet.panels, sheet.cells):
+            box, frame = panel.axes.get_tightbbox(), cell.transformed(sheet.figure.dpi_scale_trans)
+            assert box is not None
+            assert frame.x0 <= box.x0 <= box.x1 <= frame.x1
+            assert frame.y0 <= box.y0 <= box.y1 <= frame.y1

@@ -37,3 +37,9 @@ def test_kept_runs_name_no_paths_of_a_machine() -> None:
     for file in RESULTS.glob("*/runs/**/*"):
         if file.suffix in (".json", ".yaml", ".csv", ".md"):
             assert not re.search(r"/(work|home|root|tmp|Users)/", file.read_text("utf-8")), file
+
+
+def test_links_of_kept_pages_lead_somewhere() -> None:
+    for page in RESULTS.glob("*/index.html"):
+        links = re.findall(r'href="(?!#)([^"]+)"', page.read_text("utf-8"))
+        assert [link for link in links if not (page.parent / link).is_file()] == [], page
