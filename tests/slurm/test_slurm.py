@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from one_node import one_node
 
-from reproduce.grid.lock import look
+from reproduce.grid.lock import Holder, look
 from reproduce.grid.slurm import SlurmFleet
 from reproduce.recipe import load_recipe
 from reproduce.records import RunFolder, WorkFolder
@@ -52,13 +52,24 @@ def rows(run: RunFolder) -> list[dict[str, str]]:
         return [{k: v for k, v in r.items() if k != "wall_seconds"} for r in csv.DictReader(file)]
 
 
-def in_training(work: WorkFolder, arm: str, grid: subprocess.Popen[bytes], log: Path) -> str:
-    """The job that trains an arm, once it does."""
+def in_training(work: WorkFolder, arm: str, grid: subprocess.Popen[bytes], log: Path) -> Holder:
+    """Who trains an arm, once somebody does."""
     run = work.run("pretrain", arm, 1)
     while len(rows(run)) < 2:
         assert grid.poll() is None, log.read_text()
         time.sleep(0.05)
-    return look(run.lock).worker
+    return look(run.lock)
+
+
+def kill(holder: Holder) -> None:
+    """Kill a command and the task of the job that it is in, as the system does without memory.
+
+    scancel would ask first, whatever signal it is given.
+    """
+    status = Path(f"/proc/{holder.pid}/status").read_text()
+    task = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:"))
+    for pid in (int(task), holder.pid):
+        os.kill(pid, signal.SIGKILL)
 
 
 def minutes_run(job: str) -> float:
@@ -110,8 +121,8 @@ def test_a_grid_survives_a_killed_job_and_a_time_limit(tmp_path: Path) -> None:
             "--set=cluster.cpus_per_task=1",
         ]
         grid = w2vrep(log, *train, *job, "--work", str(work.root), "--cluster", "slurm")
-        killed, limited = (in_training(work, arm, grid, log) for arm in (KILLED, LONG))
-        subprocess.run(["scancel", "--signal=KILL", killed], check=True)
+        kill(killed := in_training(work, KILLED, grid, log))
+        limited = in_training(work, LONG, grid, log).worker
         limit(limited, math.ceil(minutes_run(limited)) + 2)
         logs = work.logs / "slurm"
         while "Requeued job" not in (logs / f"{limited}_0_log.out").read_text():
@@ -121,7 +132,7 @@ def test_a_grid_survives_a_killed_job_and_a_time_limit(tmp_path: Path) -> None:
         told = finish(grid, log)
         queued = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True)
         assert queued.stdout == ""
-    assert f"worker {killed} was killed" in told
+    assert f"worker {killed.worker} was killed" in told
     stopped = (logs / f"{limited}_0_log.out").read_text()
     assert stopped.index("Caught signal SIGUSR1") < stopped.index("stopped after update")
     assert any("died; taken up again" in path.read_text() for path in logs.glob("*.out"))
