@@ -52,9 +52,15 @@ def work(tmp_path: Path) -> WorkFolder:
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def drawn() -> None:
+    """For tests of the figure."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The figure takes more time than all the rest."""
-    monkeypatch.setattr("reproduce.stages.prepare.draw_corpus", lambda folder: folder)
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("reproduce.stages.prepare.draw_corpus", lambda folder: folder)
 
 
 def recipe(root: Path | None, *sets: str) -> Recipe:
@@ -62,6 +68,7 @@ def recipe(root: Path | None, *sets: str) -> Recipe:
     return load_recipe("as-run", [*where, "data.jobs=1", *sets])
 
 
+@pytest.mark.usefixtures("drawn")
 def test_it_ends_with_a_table_and_a_figure(
     root: Path, work: WorkFolder, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -279,6 +286,7 @@ def test_a_path_that_is_not_utf_8_is_one_clear_error(
     assert "not known" in line
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("name", ["recipe.yaml", "corpus.png"])
 def test_a_disk_that_is_full_at_the_ends_is_one_clear_error(
     root: Path, work: WorkFolder, monkeypatch: pytest.MonkeyPatch, name: str
@@ -301,7 +309,6 @@ def test_a_disk_that_is_full_at_the_ends_is_one_clear_error(
     assert (work.data / "corpus.png").exists()
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_disk_that_is_full_at_the_last_step_leaves_the_old_data_whole(
     root: Path, work: WorkFolder
 ) -> None:
@@ -323,7 +330,6 @@ def test_a_disk_that_is_full_at_the_last_step_leaves_the_old_data_whole(
     assert prepare(recipe(root, "data.subset_seed=1"), work).outcome == "made anew"
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("fault", ["unmounted", errno.ENOTCONN, errno.ESTALE, errno.EMFILE])
 def test_a_corpus_that_goes_away_is_not_taken_for_bad_files(
     root: Path, work: WorkFolder, monkeypatch: pytest.MonkeyPatch, fault: int | str
@@ -360,7 +366,6 @@ def test_a_corpus_that_goes_away_is_not_taken_for_bad_files(
     assert {name: (other.data / name).read_bytes() for name in expected} == expected
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_file_that_goes_away_is_rejected_alone(root: Path, work: WorkFolder) -> None:
     add = Journal.add
 
@@ -374,7 +379,6 @@ def test_a_file_that_goes_away_is_rejected_alone(root: Path, work: WorkFolder) -
     assert summary.reasons() == {"can't be read": 1}
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_data_of_somebody_else_is_used_where_there_is_nothing_to_do(root: Path) -> None:
     """A folder that is only read: `data/` of another user, or on another mount."""
     with TemporaryDirectory() as name:  # where everybody may look, unlike tmp_path
