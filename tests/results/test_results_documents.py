@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from reproduce.records import RunRecord, WorkFolder
 
-RESULTS = Path(__file__).parents[2] / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS, README = ROOT / "results", (ROOT / "README.md").read_text(encoding="utf-8")
 ROW = re.compile(
     r"\| (\S+\+mini) \| (\d+) \| (\d+) \| (-?[\d.]+) to (-?[\d.]+) \| (-?[\d.]+) to (-?[\d.]+) \|"
 )
@@ -31,6 +33,32 @@ def test_numbers_are_those_of_the_runs(row: tuple[str, ...]) -> None:
     speech = [v["speech_chance"] - v["speech_loss"] for v in final]  # type: ignore[operator]
     found = [min(skills), max(skills), min(speech), max(speech)]
     assert [f"{value:.3f}" for value in found] == shown
+
+
+VERDICT = re.compile(r"^\| (C\d+) [^|]+\| ([a-z ]+) \| ([a-z ]+) \|$", re.MULTILINE)
+EFFECT = re.compile(
+    r"`icsl_8cb` less `no_icsl_8cb` (-?[\d.]+) nats \[(-?[\d.]+), (-?[\d.]+)\].*?"
+    r"(-?[\d.]+) published",
+    re.DOTALL,
+)
+
+
+def claims(recipe: str) -> dict[str, dict[str, str]]:
+    with (RESULTS / recipe / "claims.csv").open(encoding="utf-8", newline="") as file:
+        return {row["claim"]: row for row in csv.DictReader(file)}
+
+
+def test_verdicts_on_the_first_screen_are_those_of_the_pages() -> None:
+    told = {name: verdicts for name, *verdicts in VERDICT.findall(README)}
+    as_run, corrected = claims("as-run+mini"), claims("corrected+mini")
+    names = [name for name in corrected if "." not in name]
+    assert told == {name: [as_run[name]["verdict"], corrected[name]["verdict"]] for name in names}
+
+
+def test_the_effect_on_the_first_screen_is_that_of_the_page() -> None:
+    (told,) = EFFECT.findall(README)
+    row = claims("corrected+mini")["C1.3"]
+    assert told == (row["measured"], row["low"], row["high"], row["published"])
 
 
 def test_kept_runs_name_no_paths_of_a_machine() -> None:
