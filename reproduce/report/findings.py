@@ -12,7 +12,7 @@ from reproduce.report.attribution import paragraph
 from reproduce.report.deviations import as_number
 from reproduce.report.measured import LOSS, Run, Work, codebooks_of, icsl_of, levels_of
 from reproduce.report.published import CHANCE, NEGATIVES, Published
-from reproduce.report.statistics import area, updates_to_reach
+from reproduce.report.statistics import area, span, updates_to_reach
 
 MASKED_BY_WAV2VEC2 = 0.49
 """Share of frames that mask probability 0.65 and span length 10 hide (Baevski et al. 2020)."""
@@ -72,14 +72,14 @@ def _chance(published: Published, work: Work) -> str:
     text += f", against ln({NEGATIVES + 1}) = {CHANCE:.4f}. "
     text += f"{at_chance} of {len(pairs)} finished runs end within {AT_CHANCE_MARGIN} nats of it, "
     text += f"{sum(skill < -AT_CHANCE_MARGIN for skill in skills)} worse than it by more; "
-    text += f"skill (chance less loss) is {_range(skills, 'z.3f')} nats"
+    text += f"skill (chance less loss) is {span(skills, 'z.3f')} nats"
     speech = [
         chance - loss
         for run in _counted(work, "pretrain")
         if (loss := run.final("valid", "speech_loss")) is not None
         and (chance := run.final("valid", "speech_chance")) is not None
     ]
-    return text + (f", over frames of speech alone {_range(speech, 'z.3f')}." if speech else ".")
+    return text + (f", over frames of speech alone {span(speech, 'z.3f')}." if speech else ".")
 
 
 def _mask(published: Published, work: Work) -> str:
@@ -88,7 +88,7 @@ def _mask(published: Published, work: Work) -> str:
     if not len(values):
         return ""
     mean = np.mean([100 * curve.values.mean() for curve in curves if len(curve)])
-    apart = _range(list(values), ".1f")
+    apart = span(list(values), ".1f")
     return (
         f"{mean:.1f} % of the frames are masked in training, {mean / 100 / MASKED_BY_WAV2VEC2:.2f} "
         f"of wav2vec 2.0's {100 * MASKED_BY_WAV2VEC2:.0f} %"
@@ -110,11 +110,11 @@ def _icsl(published: Published, work: Work) -> str:
         weights = [run.curve("train", "icsl_effective_weight").values for run in runs]
         text = ""
         if shares := _run_means(runs, "train", "icsl_gradient_share"):
-            percent = _range([100 * share for share in shares], ".2g")
+            percent = span([100 * share for share in shares], ".2g")
             text += f", sending {percent} % of the codebooks' gradient norm"
         if ends := _first_last(runs, "train", "icsl"):
             text += f", its value going from {ends[0]:.4f} to {ends[1]:.4f}"
-        known = _range(list(np.concatenate(weights)), ".2g")
+        known = span(list(np.concatenate(weights)), ".2g")
         texts.setdefault((known, text), []).append(str(size or "unknown"))
     if not texts:
         return ""
@@ -130,7 +130,7 @@ def _use(published: Published, work: Work) -> str:
     if not len(used):
         return ""
     return (
-        f"At the end a codebook has {_range([100 * float(u) for u in used], '.2g')} % of its "
+        f"At the end a codebook has {span([100 * float(u) for u in used], '.2g')} % of its "
         f"entries in use on validation (exp(entropy)/V of {len(used)} codebooks)."
     )
 
@@ -148,7 +148,7 @@ def _shared(published: Published, work: Work) -> str:
         return ""
     return (
         "The codes of two codebooks share, in normalized mutual information less its permutation "
-        f"baseline, {_range(groups[True], 'z.3f')} with ICSL and {_range(groups[False], 'z.3f')} "
+        f"baseline, {span(groups[True], 'z.3f')} with ICSL and {span(groups[False], 'z.3f')} "
         "without it."
     )
 
@@ -163,12 +163,12 @@ def _blanks(published: Published, work: Work) -> str:
         return ""
     mostly = sum(rate >= MOSTLY_BLANK for rate in blank)
     text = (
-        f"The blank rate on validation is {_range(blank, '.3f')}; {mostly} of {len(blank)} "
+        f"The blank rate on validation is {span(blank, '.3f')}; {mostly} of {len(blank)} "
         f"finished runs output blanks for at least {100 * MOSTLY_BLANK:.0f} % of the frames."
     )
     if wer:
-        logged = _range(list(published.word_error_rates.values()), ".4f")
-        text += f" The word error rate is {_range(wer, '.3f')}; the study logged {logged}."
+        logged = span(list(published.word_error_rates.values()), ".4f")
+        text += f" The word error rate is {span(wer, '.3f')}; the study logged {logged}."
     return text
 
 
@@ -188,7 +188,7 @@ def _window(published: Published, work: Work) -> str:
     )
     return (
         f"The validation loss less the last training window, which is what the study printed, is "
-        f"{_range(gaps, 'z.2f')} nats; in the study's logs it was {logged}."
+        f"{span(gaps, 'z.2f')} nats; in the study's logs it was {logged}."
     )
 
 
@@ -407,9 +407,3 @@ def _first_last(runs: Sequence[Run], split: str, column: str) -> tuple[float, fl
         return None
     first = np.mean([curve.values[0] for curve in curves])
     return float(first), float(np.mean([curve.values[-1] for curve in curves]))
-
-
-def _range(values: Sequence[float], form: str) -> str:
-    """ "low to high", or one number where they print alike."""
-    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
-    return low if low == high else f"{low} to {high}"

@@ -288,3 +288,9 @@ def known_decimals(interval: Interval, *, most: int = 4, alone: int = 4) -> int:
     if half <= 0:
         return most
     return min(max(1 - math.floor(math.log10(half)), 0), most)
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """ "low to high" in a format, or one number where the two print alike."""
+    low, high = f"{min(values):{form}}", f"{max(values):{form}}"
+    return low if low == high else f"{low} to {high}"

@@ -314,14 +314,14 @@ def test_what_repeats_is_asked_whether_differences_come_back(
     assert badges["C3"] == "not-testable void"
     assert 'class="verdict contradicted void">reversed</span>' in page
     assert "Published differences: " in page
-    assert "are reversed (C1, C3" in page
+    assert "reversed (C1, C3" in page
     assert "of them by runs that know nothing" in page
     assert "98.3 % interval" in page  # a part of three contradicts at 95 % for all three
     assert "Not asked of this recipe: whether a claim about the method holds" in page
     verdict, page = texts["corrected+mini"]
     assert verdict == "not testable"
-    assert "Of 11 claims: none are supported, none are contradicted, " in page
-    assert "(0 of 24 pretraining runs left chance)" in page
+    assert "Of 11 claims: none supported, none contradicted, " in page
+    assert "0 of 24 pretraining runs left chance (chance less loss: " in page
     assert "Far too small to test the study" in page
     for folder in (tmp_path / "corrected+mini" / "pretrain").glob("icsl_8cb/*"):
         text = (folder / "run.json").read_text()
