@@ -288,7 +288,7 @@ def test_wrong_input_gets_one_short_message(w2vrep, tmp_path, arguments, code, f
     assert done.out == ""
     assert "Traceback" not in done.err
     if arguments:  # no arguments: the whole help
-        assert len(done.err.splitlines()) <= 4
+        assert len(done.err.splitlines()) <= 5
     assert [p.name for p in tmp_path.iterdir() if p.name not in ("afile", "runs")] == []
 
 

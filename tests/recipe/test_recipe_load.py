@@ -269,7 +269,7 @@ def test_every_problem_at_once_with_path_nearest_name_and_layer(recipe_file):
         "mine.yaml",
         """
         seeds: 3
-        colour: blue
+        taste: sweet
         pretrain:
           update: 5
           arms:
@@ -297,7 +297,7 @@ def test_every_problem_at_once_with_path_nearest_name_and_layer(recipe_file):
         "(from mine.yaml)",
         "compute.precision: should be 'float32', 'tf32' or 'bf16', found 'fp16' "
         "(from --set compute.precision=fp16)",
-        "colour: unknown key (from mine.yaml)",
+        "taste: unknown key (from mine.yaml)",
         "pretrain.arms.icsl_8cb.icsl.wieght: unknown key; did you mean icsl.weight? "
         "(from mine.yaml)",
         "model.heads: 5 does not divide width 768 (from --set model.heads=5)",
