@@ -6,9 +6,12 @@ import csv
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from reproduce.records import RunRecord, WorkFolder
+from reproduce.report.attribution import excess_curves, factorials
+from reproduce.report.measured import read_work
 
 ROOT = Path(__file__).parents[2]
 RESULTS, README = ROOT / "results", (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,6 +62,27 @@ def test_the_effect_on_the_first_screen_is_that_of_the_page() -> None:
     (told,) = EFFECT.findall(README)
     row = claims("corrected+mini")["C1.3"]
     assert told == (row["measured"], row["low"], row["high"], row["published"])
+
+
+def test_what_can_be_seen_so_far_is_in_the_files() -> None:
+    text = " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
+    with (RESULTS / "as-run+mini" / "table_finetune.csv").open(encoding="utf-8") as file:
+        means = {row["arm"]: row["train_mean"] for row in csv.DictReader(file)}
+    levels = ", ".join(means[f"rvq_{levels}"] for levels in (1, 2, 4, 8, 16))
+    assert f"training windows {means['no_rvq']} without RVQ; {levels} with 1 to 16 levels" in text
+    curve = claims("corrected+mini")["C6.1"]
+    half = (float(curve["high"]) - float(curve["low"])) / 2
+    assert f"{curve['measured']} nats (interval of {half:.3f} on either side)" in text
+    assert f"moves by {abs(float(curve['published'])):.3f}" in text
+    work = read_work(RESULTS / "as-run+mini" / "runs")
+    (crossed,) = factorials(work)
+    icsl, clipping = crossed.intervals["ICSL"], crossed.intervals["clipping"]
+    assert (
+        f"({icsl.mean:.2f} and {clipping.mean:.2f} nats, intervals of {icsl.half_width:.2f} and "
+        f"{clipping.half_width:.2f} on either side)"
+    ) in text
+    first = [np.mean([c.values[0] for c in of]) for of in excess_curves(work).values()]
+    assert f"over chance, {min(first):.2f} to {max(first):.2f} nats before" in text
 
 
 def test_kept_runs_name_no_paths_of_a_machine() -> None:
