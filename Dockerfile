@@ -1,6 +1,6 @@
 # CPU:  docker build -t w2vrep .
 # GPU:  docker build -t w2vrep:gpu --build-arg TORCH=https://pypi.org/simple .
-# Run:  docker run --rm -v "$PWD/runs:/workspace/runs" w2vrep run smoke
+# Run:  docker run --rm -v "$PWD/runs:/workspace/runs" w2vrep run demo --jobs 2
 #       docker run --rm --gpus all -v "$PWD/runs:/workspace/runs" -v /path/to/LibriSpeech:/data:ro w2vrep:gpu \
 #         run corrected --set data.root=/data
 FROM python:3.12-slim
