@@ -66,6 +66,12 @@ class DataError(W2vrepError):
     exit_code = 3
 
 
+class UnfinishedError(DataError):
+    """What a run stands on isn't finished; ``run`` is its name, ``STAGE/ARM/seed-N``."""
+
+    run: str = ""
+
+
 class MissingCorpusError(DataError):
     """The corpus isn't where it should be; what was prepared from it may still be there."""
 

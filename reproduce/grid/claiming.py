@@ -16,6 +16,7 @@ from reproduce.errors import (
     DivergedError,
     FailedRunsError,
     InterruptedRun,
+    UnfinishedError,
     UsageError,
     W2vrepError,
 )
@@ -51,7 +52,8 @@ def run_grid(
 
     Runs that other processes train are passed over again until each is finished or failed; one
     whose process died is taken up. One worker of several leaves instead when it can claim nothing
-    more. A run that diverges, or lacks what it stands on, doesn't keep the others from being done.
+    more. A run that stands on another of these waits for it; one that diverges, or lacks what it
+    stands on, doesn't keep the others from being done.
 
     Args:
         context: of the grid.
@@ -68,6 +70,7 @@ def run_grid(
     if context.ranks.main:
         require_locks(context.work.root)
     grid = _Grid(context, grid_started())
+    grid.due = {context.work.run(context.stage, a, s).name for arms, s in units for a in arms}
     labels = {
         (arm, seed): f"{context.stage} {number}/{len(units)} {'+'.join(arms)} seed {seed}"
         for number, (arms, seed) in enumerate(units, 1)
@@ -75,22 +78,23 @@ def run_grid(
     }
     due = list(units)
     while due:
-        busy: list[Unit] = []
-        idle = True
+        left: list[Unit] = []
+        idle, some_wait = True, False
         for arms, seed in due:
             with grid.claim(arms, seed) as claim:
                 if claim.records:
                     idle = False
                     _train(context, claim, seed, train, labels[arms[0], seed])
                     grid.note_ends(claim, seed)
-            if claim.busy:
-                busy.append((claim.busy, seed))
-        due = busy
-        if due and is_worker():
+            if claim.busy or claim.waiting:
+                left.append(([arm for arm in arms if arm in claim.busy + claim.waiting], seed))
+            some_wait = some_wait or bool(claim.waiting)
+        due = left
+        if due and is_worker() and not some_wait:
             if idle:
                 context.say("nothing left to claim")
                 break
-        elif due:
+        elif due and idle:
             grid.wait(due)
     grid.report()
 
@@ -148,20 +152,24 @@ class _Claim:
     Attributes:
         records: arm -> the record of a run to train now.
         busy: arms that another process trains.
+        waiting: arms that stand on a run of this grid which isn't over.
         failed: arms whose training ended with an error.
     """
 
     records: dict[str, RunRecord] = field(default_factory=dict)
     busy: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
 
 @dataclass
 class _Grid:
-    """What is known of the grid's runs: those that were done without, and those waited for."""
+    """What is known of the grid's runs: those that may still come (``due``), those that were done
+    without, and those waited for."""
 
     context: Context
     started: float
+    due: set[str] = field(default_factory=set)
     diverged: dict[str, str] = field(default_factory=dict)
     missing: dict[str, DataError] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -217,6 +225,9 @@ class _Grid:
             self.diverged[run.name] = f" ({error.found})"
             return
         except DataError as error:
+            if isinstance(error, UnfinishedError) and self._may_come(error.run):
+                claim.waiting.append(run.arm)
+                return
             notes.append(f"{run.name}: left out, {error.found}")
             self.missing[run.name] = error
             return
@@ -244,6 +255,10 @@ class _Grid:
         finally:
             if run.arm not in locks:
                 lock.release(failed=run.name in self.failed)
+
+    def _may_come(self, name: str) -> bool:
+        """Whether a run that isn't finished is one of this grid's that can still be."""
+        return name in self.due and name not in {**self.missing, **self.failed, **self.diverged}
 
     def _over(
         self,

@@ -27,6 +27,7 @@ from reproduce.data.manifest import Manifest
 from reproduce.data.summary import Summary
 from reproduce.errors import W2vrepError
 from reproduce.position import generator
+from reproduce.recipe.named_runs import pretrained_arm
 from reproduce.recipe.schema import Finetune, Recipe
 from reproduce.records import RunFolder, RunRecord, Stage, WorkFolder
 from reproduce.tasks.bank import banks, deterministic, train_bank
@@ -154,13 +155,12 @@ def _with_encoder(
 ) -> Recipe:
     """The recipe with an encoder that is there: one of the work folder's that isn't finished is
     stood in for by one of the same shape, trained here for a few updates."""
-    name = recipe.finetune_arm(arm).encoder
-    if name.partition("/")[0] not in recipe.pretrain.arms:
+    stand_in = pretrained_arm(recipe, recipe.finetune_arm(arm))
+    if stand_in is None:
         return recipe
     try:
         found = encoder_path(recipe, work, seed, arm)
     except W2vrepError:
-        stand_in = name.partition("/")[0]
         run = scratch.run("pretrain", stand_in, seed)
         if not run.model.exists():
             _measure(recipe, scratch, ranks, "pretrain", [stand_in], seed, prepared)

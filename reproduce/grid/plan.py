@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from reproduce.data.disk import size
 from reproduce.errors import DataError
+from reproduce.recipe.named_runs import pretrained_arm
 from reproduce.recipe.schema import Finetune, Recipe, Stage
 from reproduce.records import WorkFolder
 from reproduce.tasks.corpus import size_line
@@ -145,8 +146,8 @@ def _encoder(recipe: Recipe, section: Finetune) -> str:
 
 
 def _encoder_is_ours(recipe: Recipe, section: Finetune) -> bool:
-    """Whether this recipe pretrains an arm's encoder."""
-    return section.encoder.partition("/")[0] in recipe.pretrain.arms
+    """Whether this recipe pretrains an arm's encoder, be it fine-tuned in between."""
+    return pretrained_arm(recipe, section) is not None
 
 
 def _own_encoder(recipe: Recipe) -> Module:

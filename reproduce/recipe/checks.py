@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pydantic import ValidationError
 
 from reproduce.recipe.messages import nearest
+from reproduce.recipe.named_runs import named_run, pretrained_arm
 from reproduce.recipe.schema import Finetune, Pretrain, Recipe, SectionT, Stage
 
 
@@ -140,7 +141,7 @@ def _pretrain(section: Pretrain, recipe: Recipe) -> Iterator[str]:
 
 def _finetune(section: Finetune, recipe: Recipe) -> Iterator[str]:
     yield from _stage(section)
-    yield from _encoder(section.encoder, recipe)
+    yield from _encoder(section, recipe)
     rvq = section.rvq
     if section.train == "head" and section.transformer_from > 0:
         yield "transformer_from: with train head the transformer is never trained"
@@ -159,13 +160,24 @@ def _finetune(section: Finetune, recipe: Recipe) -> Iterator[str]:
         yield "rvq.commitment: with a frozen encoder nothing can follow the codes"
 
 
-def _encoder(name: str, recipe: Recipe) -> Iterator[str]:
-    """``encoder`` naming a run of this recipe that doesn't exist."""
-    match = re.fullmatch(r"([^/]+)/seed-(.*)", name)
-    if not match:
+def _encoder(section: Finetune, recipe: Recipe) -> Iterator[str]:
+    """``encoder`` naming a run of this recipe that doesn't exist, or can't be trained before."""
+    run = named_run(section.encoder)
+    if run is None:
         return
-    arm, seed = match.groups()
-    if arm not in recipe.pretrain.arms:
-        yield f"encoder: no pretraining arm {arm!r}{nearest(arm, recipe.pretrain.arms)}"
-    if seed != "{seed}" and seed not in map(str, recipe.seeds):
-        yield f"encoder: seed {seed} is not among seeds {recipe.seeds}"
+    arms, kind = (
+        (recipe.pretrain.arms, "pretraining")
+        if run.stage == "pretrain"
+        else (recipe.finetune.arms, "fine-tuning")
+    )
+    if run.arm not in arms:
+        yield f"encoder: no {kind} arm {run.arm!r}{nearest(run.arm, arms)}"
+    if run.seed != "{seed}" and run.seed not in map(str, recipe.seeds):
+        yield f"encoder: seed {run.seed} is not among seeds {recipe.seeds}"
+    with contextlib.suppress(ValidationError):  # an arm's keys are reported one by one
+        try:
+            pretrained_arm(recipe, section)
+        except ValueError as circle:
+            if isinstance(circle, ValidationError):
+                raise
+            yield f"encoder: a circle, {circle}; one of them needs an encoder from elsewhere"

@@ -381,8 +381,9 @@ class Finetune(Stage):
 
     encoder: str = key(
         "facebook/wav2vec2-base",
-        "ARM/seed-N of this work folder, a path, a hub name (@COMMIT pins another commit) or a "
-        "torchaudio bundle; {seed} in it is the run's own seed",
+        "ARM/seed-N of this work folder (finetune/ARM/seed-N: that of a fine-tuned arm, to go on "
+        "from), a path, a hub name (@COMMIT pins another commit) or a torchaudio bundle; "
+        "{seed} in it is the run's own seed",
         "paper",
     )
     train: Literal["head", "transformer", "all"] = key(

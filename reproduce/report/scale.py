@@ -125,7 +125,9 @@ def _own_encoder(work: Work, stage: Stage) -> bool:
     """Whether a stage's encoder is of the recipe's own size: pretrained here, not brought along."""
     section = work.recipe.get("finetune")
     encoder = section.get("encoder") if isinstance(section, Mapping) else None
-    return stage == "pretrain" or str(encoder).split("/")[0] in work.arms("pretrain")
+    first = str(encoder).split("/")[0]
+    # finetune/ARM/seed-N is an encoder of this folder that was fine-tuned before.
+    return stage == "pretrain" or first == "finetune" or first in work.arms("pretrain")
 
 
 def _data(corpus: Any, hours: float | None) -> Iterator[str]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
-from reproduce.errors import DataError, DivergedError, W2vrepError
+from reproduce.errors import DataError, DivergedError, UnfinishedError, W2vrepError
 from reproduce.model.folders import CONFIG, PICKLED, SAFETENSORS, wants_normalized
 from reproduce.model.interop import HubName, encoder_source, load_encoder
+from reproduce.recipe.named_runs import named_run
 from reproduce.recipe.schema import Recipe
-from reproduce.records import WorkFolder
+from reproduce.records import RunFolder, WorkFolder
 from reproduce.tasks.context import read_record
 from reproduce.training.distributed import Ranks
 
@@ -29,7 +29,7 @@ def check_encoders(recipe: Recipe, ranks: Ranks) -> None:
     if ranks.main:
         try:
             for name in sorted(names):
-                if _pretraining_run(name) is None:
+                if not _is_run(name):
                     load_encoder(name)
         except W2vrepError as error:
             problem = error
@@ -45,7 +45,7 @@ def missing_encoders(recipe: Recipe) -> list[DataError]:
     missing = []
     for name in sorted(names):
         try:
-            if _pretraining_run(name) is None:
+            if not _is_run(name):
                 encoder_source(name)
         except DataError as error:
             where = f"finetune.encoder: {error.where}"
@@ -57,10 +57,16 @@ def _encoder_name(recipe: Recipe, seed: int, arm: str) -> str:
     return recipe.finetune_arm(arm).encoder.replace("{seed}", str(seed))
 
 
-def _pretraining_run(name: str) -> tuple[str, int] | None:
-    """Arm and seed of a name that means a run of the work folder."""
-    match = re.fullmatch(r"([^/]+)/seed-(\d+)", name)
-    return (match[1], int(match[2])) if match and not Path(name).exists() else None
+def _is_run(name: str) -> bool:
+    """Whether a name means a run of the work folder, and not a folder that is there."""
+    run = named_run(name)
+    return run is not None and run.seed.isdecimal() and not Path(name).exists()
+
+
+def _run(work: WorkFolder, name: str) -> RunFolder | None:
+    """The run of the work folder that a name means."""
+    run = named_run(name) if _is_run(name) else None
+    return None if run is None else work.run(run.stage, run.arm, int(run.seed))
 
 
 def encoder_path(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -> Path | HubName | str:
@@ -68,14 +74,14 @@ def encoder_path(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -> Path 
     another folder, a hub name or the name of a bundle.
 
     Raises:
-        DataError: the run isn't finished, or there is no such thing.
+        UnfinishedError: the run isn't finished.
+        DataError: its model is gone, or there is no such thing.
         DivergedError: the run diverged.
     """
     name = _encoder_name(recipe, seed, arm)
-    run_of = _pretraining_run(name)
-    if run_of is None:
+    run = _run(work, name)
+    if run is None:
         return encoder_source(name)
-    run = work.run("pretrain", *run_of)
     record = read_record(run)
     if record is not None and record.outcome == "diverged":
         raise DivergedError(f"its encoder {run.name} diverged", where="finetune.encoder")
@@ -84,14 +90,16 @@ def encoder_path(recipe: Recipe, work: WorkFolder, seed: int, arm: str) -> Path 
             raise DataError(
                 f"the encoder {run.name} is finished, but its model isn't here",
                 where="finetune.encoder",
-                do=f"bring {run.model}, or delete the run's folder and pretrain it again",
+                do=f"bring {run.model}, or delete the run's folder and {run.stage} it again",
             )
-        raise DataError(
+        error = UnfinishedError(
             f"the encoder {run.name} isn't finished",
             where="finetune.encoder",
-            do=f"pretrain it first: w2vrep pretrain RECIPE --work {work.root} --arm {run.arm} "
-            f"--seed {run.seed}",
+            do=f"{run.stage} it first: w2vrep {run.stage} RECIPE --work {work.root} "
+            f"--arm {run.arm} --seed {run.seed}",
         )
+        error.run = run.name
+        raise error
     return run.model
 
 

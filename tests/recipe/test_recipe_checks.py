@@ -131,6 +131,16 @@ def test_the_defaults_are_free_of_problems():
             ["finetune.encoder=icsl_8cb/seed-x"],
             "finetune.encoder: seed x is not among seeds [42]",
         ),
+        (
+            "as-run",
+            ["finetune.arms.rvq_2.encoder=finetune/rvq_3/seed-{seed}"],
+            "finetune.arms.rvq_2.encoder: no fine-tuning arm 'rvq_3'; did you mean rvq_",
+        ),
+        (
+            "as-run",
+            ["finetune.arms.rvq_2.encoder=finetune/rvq_2/seed-{seed}"],
+            "finetune.arms.rvq_2.encoder: a circle, rvq_2 on rvq_2; one of them needs an encoder",
+        ),
     ],
 )
 def test_impossible_combinations(spec, sets, found):
@@ -194,3 +204,15 @@ def test_an_encoder_of_this_recipe_by_seed():
     assert load_recipe("as-run", ["finetune.encoder=icsl_8cb/seed-{seed}"])
     assert load_recipe("as-run", ["finetune.encoder=icsl_8cb/seed-42"])
     assert load_recipe("as-run", ["finetune.encoder=/some/where/seed-9"])
+    assert load_recipe("as-run", ["finetune.arms.rvq_2.encoder=finetune/no_rvq/seed-{seed}"])
+
+
+def test_each_arm_of_a_circle_is_named():
+    sets = [
+        f"finetune.arms.rvq_{a}.encoder=finetune/rvq_{b}/seed-{{seed}}" for a, b in ("12", "21")
+    ]
+    assert [line.split(" (from")[0] for line in problems("as-run", *sets)] == [
+        f"finetune.arms.rvq_{a}.encoder: a circle, rvq_{b} on rvq_{a} on rvq_{b}; one of them "
+        "needs an encoder from elsewhere"
+        for a, b in ("12", "21")
+    ]

@@ -37,6 +37,8 @@ from reproduce.data import features as feature_files
 from reproduce.data.corpora import Utterance
 from reproduce.data.manifest import Manifest, write_manifest
 from reproduce.errors import DataError, DivergedError, InterruptedRun, RecipeError, UsageError
+from reproduce.grid import claiming
+from reproduce.grid.lock import RunLock
 from reproduce.model import load_recognizer
 from reproduce.model.encoder import Encoder, EncoderConfig
 from reproduce.model.folders import save_folder
@@ -752,6 +754,65 @@ def test_another_encoder_of_the_same_name_is_refused(fresh: Callable[[], WorkFol
     save_encoder(work.root / "encoder", seed=1)
     with pytest.raises(UsageError, match="encoder_sha256"):
         run("as-written", work, ["no_rvq"], *SHORT)
+
+
+GO_ON = [
+    *SHORT,
+    "finetune.arms.no_rvq.encoder=finetune/rvq_1/seed-{seed}",
+    "finetune.arms.rvq_2.encoder=finetune/no_rvq/seed-{seed}",
+]
+
+
+def test_arms_go_on_from_a_fine_tuned_encoder(fresh: Callable[[], WorkFolder]) -> None:
+    """Whatever the order they are given in, the one that is stood on comes first."""
+    work, again = fresh(), fresh()
+    last, middle, first = run("as-written", work, ["rvq_2", "no_rvq", "rvq_1"], *GO_ON)
+    (alone,) = run("as-written", again, ["rvq_1"], *SHORT)
+    assert_equal(first, alone)
+    for arm, found, of in (("no_rvq", middle, first), ("rvq_2", last, middle)):
+        (expected,) = run("as-written", again, [arm], *SHORT, encoder=str(of.model))
+        assert_equal(found, expected)
+
+
+def test_an_arm_alone_asks_for_the_one_it_stands_on(
+    fresh: Callable[[], WorkFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = fresh()
+    with pytest.raises(DataError, match="2 of the runs can't begin") as raised:
+        run("as-written", work, ["rvq_2", "no_rvq"], *GO_ON)
+    assert raised.value.do.startswith("finetune it first: w2vrep finetune RECIPE")
+    assert raised.value.do.endswith("--arm rvq_1 --seed 1")
+    assert "rvq_2/seed-1: left out, the encoder finetune/no_rvq/seed-1" in capsys.readouterr().err
+
+
+def test_what_stands_on_a_diverged_arm_is_left_out(fresh: Callable[[], WorkFolder]) -> None:
+    work, wild = fresh(), "finetune.arms.rvq_1.optimizer.learning_rate=1e30"
+    with pytest.raises(DivergedError, match=r"its encoder finetune/rvq_1/seed-1 diverged"):
+        run("as-written", work, ["no_rvq", "rvq_1", "rvq_4"], *GO_ON, wild)
+    assert not work.run("finetune", "no_rvq", 1).model.exists()
+    assert work.run("finetune", "rvq_4", 1).model.exists()
+
+
+def test_a_worker_stays_for_what_will_be_due(
+    fresh: Callable[[], WorkFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves where others train all that is left, not where that opens more to train."""
+    work = fresh()
+    stood_on = work.run("finetune", "rvq_1", 1)
+    stood_on.root.mkdir(parents=True)
+    lock = RunLock(stood_on.lock, time.time(), "elsewhere")
+    assert lock.take() == "taken"
+    waits: list[list[Any]] = []
+
+    def meanwhile(self: Any, units: list[Any]) -> None:
+        waits.append(units)
+        lock.release()
+
+    monkeypatch.setattr(claiming._Grid, "wait", meanwhile)
+    monkeypatch.setattr(claiming, "is_worker", lambda: True)
+    run("as-written", work, ["no_rvq", "rvq_1"], *GO_ON)
+    assert waits == [[(["no_rvq"], 1), (["rvq_1"], 1)]]
+    assert work.run("finetune", "no_rvq", 1).model.exists()
 
 
 def error_of(work: WorkFolder, encoder: str) -> DataError:
