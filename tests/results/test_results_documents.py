@@ -85,6 +85,24 @@ def test_what_can_be_seen_so_far_is_in_the_files() -> None:
     assert f"over chance, {min(first):.2f} to {max(first):.2f} nats before" in text
 
 
+def test_what_rvq_does_is_that_of_the_page() -> None:
+    row = claims("corrected+mini")["C11.1"]
+    effect = re.findall(r"`rvq_8` less `no_rvq` (\S+) nats \[(\S+), (\S+)\]", README)
+    assert effect == [(row["measured"], row["low"], row["high"])]
+    assert "falls from 1 to 2 and to 4 and rises from 8 to 16, each clear of zero" in README
+    steps = [claims("corrected+mini")[f"C4.{part}"]["verdict"] for part in (1, 2, 3, 4)]
+    assert steps == ["supported", "supported", "inconclusive", "supported"]
+    with (RESULTS / "corrected+mini" / "table_finetune.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert f"that know something (WER {float(rows[0]['wer']):.2f})" in README
+    shown = ("arm", "seeds", "valid_mean", "wer", "cer")
+    text = (RESULTS / "README.md").read_text(encoding="utf-8")
+    told = re.findall(
+        r"^\| (\w*rvq\w*) \| (\d+) \| (\S+) \| (\S+) \| (\S+) \|$", text, re.MULTILINE
+    )
+    assert told == [tuple(row[name] for name in shown) for row in rows if row["seeds"] != "0"]
+
+
 def test_kept_runs_name_no_paths_of_a_machine() -> None:
     for file in RESULTS.glob("*/runs/**/*"):
         if file.suffix in (".json", ".yaml", ".csv", ".md"):
