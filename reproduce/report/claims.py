@@ -238,7 +238,7 @@ def _judge_part(part: ClaimPart, published: Published, source: Source, *, parts:
     elif part.measure == "updates_to_reach" and verdict in DECIDED:
         steady = _judge_part(replace(part, measure="area"), published, source, parts=parts)
         if steady.verdict != verdict:
-            doubt = "the area between the curves doesn't bear out the lead in updates"
+            doubt = "the area between the curves doesn't bear that out"
             needed = steady.needed
     confidence = _confidence(interval, part, margin, parts=parts)
     result = PartResult(
