@@ -123,11 +123,16 @@ def _model(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[str]:
 
 def _own_encoder(work: Work, stage: Stage) -> bool:
     """Whether a stage's encoder is of the recipe's own size: pretrained here, not brought along."""
+    if stage == "pretrain":
+        return True
     section = work.recipe.get("finetune")
-    encoder = section.get("encoder") if isinstance(section, Mapping) else None
-    first = str(encoder).split("/")[0]
-    # finetune/ARM/seed-N is an encoder of this folder that was fine-tuned before.
-    return stage == "pretrain" or first == "finetune" or first in work.arms("pretrain")
+    section = section if isinstance(section, Mapping) else {}
+    arms = dict(section.get("arms") or {})
+    first, *rest = str(section.get("encoder")).split("/")
+    while first == "finetune" and rest and rest[0] in arms:  # fine-tuned before, by another arm
+        own = arms.pop(rest[0])
+        first, *rest = str((own or {}).get("encoder", "")).split("/")
+    return first in work.arms("pretrain")
 
 
 def _data(corpus: Any, hours: float | None) -> Iterator[str]:

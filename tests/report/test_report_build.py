@@ -10,13 +10,15 @@ import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 from made_up_runs import CHANCE, LEVELS, PRETRAIN_ARMS, write_codes, write_recipe, write_run
 
 from reproduce.errors import DataError, UsageError
-from reproduce.report import ReportSummary, build, build_report, figures
+from reproduce.report import ReportSummary, build, build_report, figures, scale
 from reproduce.report.build import named_apart
 from reproduce.report.caveats import caveat
 from reproduce.report.measured import codebooks_of, read_work
@@ -273,6 +275,19 @@ def test_worse_than_chance_and_recognizing_nothing_are_caveats(
     size = next(h["text"] for h in summary.data["headlines"] if h["topic"] == "size")
     assert size.startswith("Far too small to test the study: pretraining made 100 updates where")
     assert "the model has 2 layers of width 64, not 12 of 768" in size
+
+
+@pytest.mark.parametrize(
+    ("start", "own"),
+    [("icsl_2cb/seed-{seed}", True), ("facebook/wav2vec2-base", False), (None, False)],
+)
+def test_whose_size_an_encoder_fine_tuned_before_has(start: str | None, own: bool) -> None:
+    """That of what the first of the arms stands on; of a circle nobody's."""
+    arms = {"start": {"encoder": start} if start else {}, "rvq_1": {"rvq.levels": 1}}
+    recipe = {"finetune": {"encoder": "finetune/start/seed-{seed}", "arms": arms}}
+    work: Any = SimpleNamespace(recipe=recipe, arms=lambda _: ["icsl_2cb"])
+    assert scale._own_encoder(work, "finetune") is own
+    assert scale._own_encoder(work, "pretrain")
 
 
 def page_of(summary: ReportSummary) -> str:
