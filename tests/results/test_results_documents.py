@@ -12,6 +12,7 @@ import pytest
 from reproduce.records import RunRecord, WorkFolder
 from reproduce.report.attribution import excess_curves, factorials
 from reproduce.report.measured import read_work
+from reproduce.report.statistics import mean_interval
 
 ROOT = Path(__file__).parents[2]
 RESULTS, README = ROOT / "results", (ROOT / "README.md").read_text(encoding="utf-8")
@@ -113,3 +114,29 @@ def test_links_of_kept_pages_lead_somewhere() -> None:
     for page in RESULTS.glob("*/index.html"):
         links = re.findall(r'href="(?!#)([^"]+)"', page.read_text("utf-8"))
         assert [link for link in links if not (page.parent / link).is_file()] == [], page
+
+
+def test_what_icsl_does_at_a_hundred_times_its_weight_is_in_the_files() -> None:
+    """Paired over seeds, `icsl_8cb_x100` less `no_icsl_8cb`: own cosine, mutual information, loss."""
+    runs = WorkFolder(RESULTS / "corrected+mini" / "runs").runs("pretrain")
+    records = [RunRecord.read(run.record) for run in runs]
+    final = {(r.arm, r.seed): r.final["valid"] for r in records if r.status == "finished"}
+    seeds = [seed for arm, seed in final if arm == "icsl_8cb_x100"]
+
+    def mean(arm: str, name: str) -> float:
+        return float(np.mean([final[arm, seed][name] for seed in seeds]))
+
+    def change(name: str, decimals: int) -> str:
+        arms = [[final[arm, s][name] for s in seeds] for arm in ("icsl_8cb_x100", "no_icsl_8cb")]
+        found = mean_interval(np.subtract(*arms).tolist())  # type: ignore[call-overload]
+        low, high = found.mean - found.half_width, found.mean + found.half_width
+        return f"{found.mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+    arms = ("no_icsl_8cb", "icsl_8cb", "icsl_8cb_x10", "icsl_8cb_x100")
+    first, last = mean("no_icsl_8cb", "icsl"), mean("icsl_8cb_x100", "icsl")
+    assert f"pulls codebooks apart (cosine {first:.2f} to {last:.2f})" in README
+    cosines = ", ".join(f"{mean(arm, 'icsl'):.2f}" for arm in arms)
+    text = " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
+    assert f"the cosine between codebooks that it minimizes is {cosines}." in text
+    assert f"mutual information changes by {change('code_nmi', 4)}" in text
+    assert f"the loss by {change('contrastive_loss', 2)}" in text
