@@ -117,7 +117,7 @@ def test_links_of_kept_pages_lead_somewhere() -> None:
 
 
 def test_what_icsl_does_at_a_hundred_times_its_weight_is_in_the_files() -> None:
-    """Paired over seeds, `icsl_8cb_x100` less `no_icsl_8cb`: own cosine, mutual information, loss."""
+    """Paired over seeds, `icsl_8cb_x100` less `no_icsl_8cb`: cosine, mutual information, loss."""
     runs = WorkFolder(RESULTS / "corrected+mini" / "runs").runs("pretrain")
     records = [RunRecord.read(run.record) for run in runs]
     final = {(r.arm, r.seed): r.final["valid"] for r in records if r.status == "finished"}
