@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 from scipy.ndimage import convolve1d, uniform_filter1d
-from scipy.signal import oaconvolve
+from scipy.signal import lfilter, oaconvolve
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -29,6 +29,10 @@ HOP = 160
 WINDOW = 2 * HOP
 FFT = 4 * HOP
 """Frame length plus room for the filter's tail: 20 ms each."""
+
+FINAL = 0.5
+"""Seconds before a pause in which a phrase ends as speech does: pitch and loudness fall, the voice
+turns to breath. It is the one thing in speech that lasts longer than a mask, whoever speaks."""
 
 NEUTRAL = 900.0
 """Hz: nasal pole, and where the antiresonance lies (cancelling it) unless the sound is nasal."""
@@ -165,12 +169,16 @@ def synthesize(phases: Ints, samples: Ints, voice: Voice, rng: np.random.Generat
     row = np.minimum(np.searchsorted(ends, np.arange(frames) * HOP, side="right"), len(ends) - 1)
     tracks = convolve1d(rows[row][:, [1, 2, 3, 9]], _GLIDE, axis=0, mode="nearest") * voice.tract
 
+    ending = _ending(phases, samples)
     pitch = voice.pitch * _intonation(phases, ends, frames, rng)
+    pitch *= np.exp(-0.8 * ending[np.minimum(np.arange(frames) * HOP, total - 1)])
     cycles = np.cumsum(np.repeat(pitch / RATE, HOP)[:total])
     pulses = _GLOTTIS[(cycles * len(_GLOTTIS)).astype(np.int64) % len(_GLOTTIS)]
     noise = rng.standard_normal(total, dtype=np.float32)
-    voiced, breath, hiss = (_envelope(rows[:, column], samples) for column in (4, 5, 6))
-    glottal = pulses * voiced + noise * (breath + voice.breath * voiced)
+    fading = 10.0 ** (-12.0 / 20 * ending)
+    voiced, breath, hiss = (fading * _envelope(rows[:, k], samples) for k in (4, 5, 6))
+    breath += (voice.breath + 0.5 * ending) * voiced
+    glottal = pulses * voiced * (1.0 - 0.7 * ending) + noise * breath
 
     spectrum = _frames(glottal, frames) * _tract_response(tracks, voice.tract)
     spectrum += _frames(noise * hiss, frames) * _hiss_responses(voice.tract)[phases[row]]
@@ -183,7 +191,7 @@ def synthesize(phases: Ints, samples: Ints, voice: Voice, rng: np.random.Generat
     level, signal_to_noise = rng.uniform(0.055, 0.095), rng.uniform(45.0, 57.0)
     wave = _in_a_room(wave, rng)
     rms = float(np.sqrt(np.mean(np.square(wave))))
-    wave = wave + noise[::-1] * np.float32(rms * 10 ** (-signal_to_noise / 20))
+    wave = wave + _room_noise(noise[::-1]) * np.float32(rms * 10 ** (-signal_to_noise / 20))
     return (wave * min(level / rms, 0.95 / float(np.abs(wave).max()))).astype(np.float32)
 
 
@@ -196,6 +204,22 @@ def _in_a_room(wave: Floats, rng: np.random.Generator) -> Floats:
     response *= 10 ** (-under / 20) / np.sqrt(np.sum(np.square(response)))
     response[0] += 1.0
     return np.asarray(oaconvolve(wave, response)[: len(wave)], dtype=np.float32)
+
+
+def _room_noise(white: Floats) -> Floats:
+    """A quiet room's noise [N], of unit RMS: falling by 6 dB an octave from 150 Hz to a floor."""
+    pole = np.exp(-2 * np.pi * 150.0 / RATE)
+    noise = lfilter([1.0 - pole], [1.0, -pole], white) + 0.02 * white
+    return np.asarray(noise / np.sqrt(np.mean(np.square(noise))), dtype=np.float32)
+
+
+def _ending(phases: Ints, samples: Ints) -> Floats:
+    """How far each sample [N] is into the end of its phrase, 0 to 1; 1 in pauses."""
+    ends = np.cumsum(samples)
+    silence = np.where(phases == PAUSE, ends - samples, ends[-1])
+    silence = np.minimum.accumulate(silence[::-1])[::-1]  # the next pause of each phase
+    left = np.repeat(silence, samples) - np.arange(ends[-1])
+    return np.clip(1.0 - left / (FINAL * RATE), 0.0, 1.0).astype(np.float32)
 
 
 def _envelope(gains: Floats, samples: Ints) -> Floats:
