@@ -181,14 +181,14 @@ def test_dry_run_shows_the_plan_and_touches_nothing(w2vrep, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_first_look_plans_twelve_small_runs(w2vrep, tmp_path):
+def test_the_first_look_plans_eighteen_small_runs(w2vrep, tmp_path):
     done = w2vrep("run", "demo", "--dry-run")
     assert done.code == 0
     for text in (
         "pretrain  2 arms x 3 seeds = 6 runs",
-        "finetune  2 arms x 3 seeds = 6 runs",
-        "no_icsl_8cb/seed-{seed}",
-        "rvq_4",
+        "finetune  4 arms x 3 seeds = 12 runs",
+        "start            encoder no_icsl_8cb/seed-{seed} of",
+        "rvq_4            encoder finetune/start/seed-{seed} of",
     ):
         assert text in done.out
     assert list(tmp_path.iterdir()) == []

@@ -322,12 +322,18 @@ def test_demo_is_corrected_but_for_what_its_file_says():
     assert (demo.seeds, demo.data.corpus) == ([1, 2, 3], "synthetic")
     for name in ("gradient", "icsl", "diversity", "gumbel", "schedule", "contrastive", "optimizer"):
         assert getattr(demo.pretrain, name) == getattr(mini.pretrain, name), name
-    for name in ("gradient", "rvq", "schedule"):
+    for name in ("gradient", "schedule"):
         assert getattr(demo.finetune, name) == getattr(mini.finetune, name), name
+    pace = ("decay", "revive_below", "commitment")  # of codebooks, in few and small updates
+    ours, theirs = (r.finetune.rvq.model_dump(exclude=set(pace)) for r in (demo, mini))
+    assert ours == theirs
     spans = [r.pretrain.masking.length * math.prod(r.model.conv_strides) for r in (demo, mini)]
     assert spans[0] == spans[1] == 3200
     assert {"no_icsl_8cb", "icsl_8cb"} == set(demo.pretrain.arms)
-    assert {"no_rvq", "rvq_4"} <= set(demo.finetune.arms)
+    assert set(demo.finetune.arms) == {"start", "no_rvq", "rvq_1", "rvq_4"}
+    encoders = {arm: demo.finetune_arm(arm).encoder for arm in demo.finetune.arms}
+    assert encoders.pop("start") == "no_icsl_8cb/seed-{seed}"
+    assert set(encoders.values()) == {"finetune/start/seed-{seed}"}
 
 
 def leaves(tree, prefix=()):
