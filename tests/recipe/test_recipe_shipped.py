@@ -324,7 +324,7 @@ def test_demo_is_corrected_but_for_what_its_file_says():
         assert getattr(demo.pretrain, name) == getattr(mini.pretrain, name), name
     for name in ("gradient", "schedule"):
         assert getattr(demo.finetune, name) == getattr(mini.finetune, name), name
-    pace = ("decay", "revive_below", "commitment")  # of codebooks, in few and small updates
+    pace = ("commitment", "straight_through")  # nothing behind a head is trained
     ours, theirs = (r.finetune.rvq.model_dump(exclude=set(pace)) for r in (demo, mini))
     assert ours == theirs
     spans = [r.pretrain.masking.length * math.prod(r.model.conv_strides) for r in (demo, mini)]
@@ -334,6 +334,8 @@ def test_demo_is_corrected_but_for_what_its_file_says():
     encoders = {arm: demo.finetune_arm(arm).encoder for arm in demo.finetune.arms}
     assert encoders.pop("start") == "no_icsl_8cb/seed-{seed}"
     assert set(encoders.values()) == {"finetune/start/seed-{seed}"}
+    trained = {arm: demo.finetune_arm(arm).train for arm in demo.finetune.arms}
+    assert (trained.pop("start"), set(trained.values())) == ("all", {"head"})
 
 
 def leaves(tree, prefix=()):
