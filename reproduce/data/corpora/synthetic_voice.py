@@ -31,8 +31,8 @@ FFT = 4 * HOP
 """Frame length plus room for the filter's tail: 20 ms each."""
 
 FINAL = 0.5
-"""Seconds before a pause in which a phrase ends as speech does: pitch and loudness fall, the voice
-turns to breath. It is the one thing in speech that lasts longer than a mask, whoever speaks."""
+"""Seconds before a pause in which a phrase ends as phrases do: pitch and loudness fall, and the voice
+turns to breath."""
 
 NEUTRAL = 900.0
 """Hz: nasal pole, and where the antiresonance lies (cancelling it) unless the sound is nasal."""
@@ -105,7 +105,7 @@ SOUNDS: dict[str, tuple[Phase, ...]] = {
     "'": (Phase(45, 600, 1300, 1900, voice=0.12, breath=0.08),),
     "again": (Phase(28, voice=0.08),),
     " ": (Phase(60, voice=0.3),),
-    "pause": (Phase(390),),
+    "pause": (Phase(350),),
 }
 """Letters; and the dip between two equal letters, the murmur between words that are spoken in one
 breath, the pause."""
@@ -231,17 +231,18 @@ def _envelope(gains: Floats, samples: Ints) -> Floats:
 def _intonation(
     phases: Ints, ends: Ints, frames: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Relative pitch [F]: falling over each phrase, a slow random movement, a little jitter."""
+    """Relative pitch [F]: falling over each phrase, a random movement of a fifth of a second a step
+    (as wide as in recorded speech: together a deviation of some 0.2 of its log), a little jitter."""
     time = np.arange(frames) * HOP
     borders = np.concatenate([[0], ends[phases == PAUSE], [ends[-1] + 1]])
     phrase = np.searchsorted(borders, time, side="right") - 1
     phrase = np.minimum(phrase, len(borders) - 2)
     start, stop = borders[phrase], borders[phrase + 1]
     falling = 1.12 - 0.24 * (time - start) / np.maximum(stop - start, 1)
-    knots = np.arange(0, ends[-1] + RATE // 4, RATE // 4)
-    moving = np.interp(time, knots, rng.normal(0.0, 0.05, len(knots)))
+    knots = np.arange(0, ends[-1] + RATE // 5, RATE // 5)
+    moving = np.interp(time, knots, rng.normal(0.0, 0.19, len(knots)))
     jitter = rng.normal(0.0, 0.006, frames)
-    return np.asarray(falling * (1.0 + np.clip(moving, -0.15, 0.15) + jitter))
+    return np.asarray(falling * (1.0 + np.clip(moving, -0.38, 0.38) + jitter))
 
 
 def _frames(signal: Floats, frames: int) -> NDArray[np.complex64]:
