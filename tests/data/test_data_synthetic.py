@@ -288,8 +288,9 @@ def test_phrases_end_lower_softer_and_in_breath() -> None:
     assert pitch_of(end)[1] < 0.5 < 0.7 < pitch_of(middle)[1]
     phases = np.array([*PHASES_OF["A"], *PHASES_OF["pause"], *PHASES_OF["A"]])
     ending = synthetic_voice._ending(phases, np.array([16_000, 3200, 16_000]))
-    assert ending[[0, 7_999, 12_000, 17_000, 19_200, 27_000]].tolist() == [0, 0, 0.5, 1, 0, 0]
-    assert ending[-1] > 0.999
+    found = ending[[0, 7_500, 12_000, 17_000, 19_200, 19_400, 27_000]]
+    assert found.tolist() == pytest.approx([0, 0, 0.5, 1, 0.5, 0, 0], abs=0.01)
+    assert ending[-1] > 0.98
 
 
 def test_the_noise_in_pauses_is_dark_as_a_rooms() -> None:

@@ -214,17 +214,21 @@ def _room_noise(white: Floats) -> Floats:
 
 
 def _ending(phases: Ints, samples: Ints) -> Floats:
-    """How far each sample [N] is into the end of its phrase, 0 to 1; 1 in pauses."""
+    """How far each sample [N] is into the end of its phrase, 0 to 1; 1 in pauses, edges of 8 ms."""
     ends = np.cumsum(samples)
     silence = np.where(phases == PAUSE, ends - samples, ends[-1])
     silence = np.minimum.accumulate(silence[::-1])[::-1]  # the next pause of each phase
     left = np.repeat(silence, samples) - np.arange(ends[-1])
-    return np.clip(1.0 - left / (FINAL * RATE), 0.0, 1.0).astype(np.float32)
+    return _rounded(np.clip(1.0 - left / (FINAL * RATE), 0.0, 1.0))
 
 
 def _envelope(gains: Floats, samples: Ints) -> Floats:
     """Gains of the phases [S] as a smooth curve over samples [N]; edges of about 8 ms."""
-    steps = np.repeat(gains, samples)
+    return _rounded(np.repeat(gains, samples))
+
+
+def _rounded(steps: NDArray[np.floating]) -> Floats:
+    """A curve over samples [N] without its corners."""
     return np.asarray(uniform_filter1d(uniform_filter1d(steps, 96), 96), dtype=np.float32)
 
 
