@@ -5,7 +5,6 @@ The stages write through this module and the report reads through it, so a name 
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -18,8 +17,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 Stage = Literal["pretrain", "finetune"]
 Status = Literal["running", "interrupted", "failed", "finished"]
@@ -220,13 +217,6 @@ class RunRecord:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all (temporary name, flush to disk, rename)."""
     write_bytes(path, text.encode())
-
-
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """As `write_text`: named arrays as a compressed ``.npz``."""
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-    write_bytes(path, content.getvalue())
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from reproduce.errors import UsageError
-from reproduce.records import METRIC_COLUMNS, RunFolder, WorkFolder, write_arrays, write_text
+from reproduce.records import METRIC_COLUMNS, RunFolder, WorkFolder, write_bytes, write_text
 from reproduce.report.measured import Run, Work
 from reproduce.report.privacy import without_paths
 
@@ -84,7 +84,9 @@ def _keep(run: Run, folder: RunFolder) -> None:
         kept: dict[str, Any] = {name: _small(array) for name, array in codes.arrays.items()}
         if codes.width is not None:
             kept["width"] = np.array(codes.width)
-        write_arrays(folder.codes, **kept)
+        content = io.BytesIO()
+        np.savez_compressed(content, **kept)
+        write_bytes(folder.codes, content.getvalue())
 
 
 def _record(run: Run) -> str:

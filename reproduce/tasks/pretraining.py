@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from reproduce.objective.contrastive import Comparison, compare
 from reproduce.objective.icsl import codebook_similarity, icsl
 from reproduce.position import derive_seed, generator
 from reproduce.recipe.schema import Model, Pretrain
-from reproduce.records import AT_CHANCE_MARGIN, Outcome, RunRecord, write_arrays
+from reproduce.records import AT_CHANCE_MARGIN, Outcome, RunRecord, write_bytes
 from reproduce.tasks.context import Context
 from reproduce.tasks.validation import over_batches
 from reproduce.tasks.wiring import (
@@ -369,8 +370,9 @@ class PretrainTask(Task):
         )
         last = self.model.quantizer.codebooks().detach().cpu()
         table = code_nmi_table(self.codes, section.quantizer.entries)
-        write_arrays(
-            run.codes,
+        content = io.BytesIO()
+        np.savez_compressed(
+            content,
             codebooks_first=self.first_codebooks,
             codebooks_last=last.numpy(),
             code_counts=code_counts(self.codes, section.quantizer.entries),
@@ -379,6 +381,7 @@ class PretrainTask(Task):
             similarity_first=codebook_similarity(torch.from_numpy(self.first_codebooks)).numpy(),
             similarity_last=codebook_similarity(last).numpy(),
         )
+        write_bytes(run.codes, content.getvalue())
 
 
 _VALID_SUMS = (

@@ -23,7 +23,7 @@ from reproduce.objective.ctc import blank_frames, ctc_loss, greedy_decode
 from reproduce.objective.error_rates import character_errors, word_errors
 from reproduce.position import generator
 from reproduce.recipe.schema import Finetune
-from reproduce.records import HYPOTHESES_COLUMNS, Outcome, write_arrays, write_text
+from reproduce.records import HYPOTHESES_COLUMNS, Outcome, write_bytes, write_text
 from reproduce.tasks.context import Context
 from reproduce.tasks.validation import on_the_host, over_batches
 from reproduce.tasks.wiring import autocast
@@ -344,14 +344,16 @@ class FinetuneTask(Task):
     def _write_codes(self, path: Path, arm: str, sums: CodeSums) -> None:
         """All levels: codebooks; counts, residual error, perplexity, dead codes on validation."""
         levels = sums.levels()
-        write_arrays(
-            path,
+        content = io.BytesIO()
+        np.savez_compressed(
+            content,
             codebooks=self.recognizer.heads.arm_state(arm)["rvq.codebooks"].cpu().numpy(),
             code_counts=sums.counts.cpu().numpy(),
             mse=np.array([level.mse for level in levels]),
             perplexity=np.array([level.perplexity for level in levels]),
             dead_codes=np.array([level.dead_codes for level in levels]),
         )
+        write_bytes(path, content.getvalue())
 
 
 class _Validated:
