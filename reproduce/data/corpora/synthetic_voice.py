@@ -31,8 +31,8 @@ FFT = 4 * HOP
 """Frame length plus room for the filter's tail: 20 ms each."""
 
 FINAL = 0.5
-"""Seconds before a pause in which a phrase ends as phrases do: pitch and loudness fall, and the voice
-turns to breath."""
+"""Seconds before a pause in which a phrase ends as phrases do: pitch and loudness fall, and the
+voice turns to breath."""
 
 NEUTRAL = 900.0
 """Hz: nasal pole, and where the antiresonance lies (cancelling it) unless the sound is nasal."""
@@ -122,7 +122,7 @@ _TABLE = np.array(PHASES, dtype=np.float32)
 
 @dataclass(frozen=True)
 class Voice:
-    """What makes a speaker: mean pitch in Hz, formant factor, duration factor, breathiness."""
+    """What makes a speaker: pitch in Hz before phrases end, formant and duration factor, breath."""
 
     pitch: float
     tract: float
@@ -235,8 +235,8 @@ def _rounded(steps: NDArray[np.floating]) -> Floats:
 def _intonation(
     phases: Ints, ends: Ints, frames: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Relative pitch [F]: falling over each phrase, a random movement of a fifth of a second a step
-    (as wide as in recorded speech: together a deviation of some 0.2 of its log), a little jitter."""
+    """Relative pitch [F]: falling over each phrase, a random movement as wide as in recorded speech
+    (steps of 0.2 s), a little jitter."""
     time = np.arange(frames) * HOP
     borders = np.concatenate([[0], ends[phases == PAUSE], [ends[-1] + 1]])
     phrase = np.searchsorted(borders, time, side="right") - 1
