@@ -174,10 +174,9 @@ def _encoder(section: Finetune, recipe: Recipe) -> Iterator[str]:
         yield f"encoder: no {kind} arm {run.arm!r}{nearest(run.arm, arms)}"
     if run.seed != "{seed}" and run.seed not in map(str, recipe.seeds):
         yield f"encoder: seed {run.seed} is not among seeds {recipe.seeds}"
-    with contextlib.suppress(ValidationError):  # an arm's keys are reported one by one
-        try:
-            pretrained_arm(recipe, section)
-        except ValueError as circle:
-            if isinstance(circle, ValidationError):
-                raise
-            yield f"encoder: a circle, {circle}; one of them needs an encoder from elsewhere"
+    try:
+        pretrained_arm(recipe, section)
+    except ValidationError:
+        pass  # an arm's keys are reported one by one
+    except ValueError as circle:
+        yield f"encoder: a circle, {circle}; one of them needs an encoder from elsewhere"

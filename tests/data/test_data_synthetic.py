@@ -148,7 +148,7 @@ def test_audio_is_of_the_planned_length_audible_unclipped_and_repeatable(
         assert heard.samples.shape == (score(utterance).length,)
         assert np.array_equal(heard.samples, again.samples)
         assert heard.sha256 == again.sha256
-        assert 0.1 < np.abs(heard.samples).max() < 0.95001
+        assert 0.1 < np.abs(heard.samples).max() <= 0.95
         assert 0.045 < np.sqrt(np.mean(heard.samples**2)) < 0.1
         assert abs(heard.samples.mean()) < 0.01
     digests = {utterance.audio.load().sha256 for utterance in corpus[:10]}
@@ -265,7 +265,7 @@ def test_vowels_have_their_formants_scaled_by_the_tract(vowel: str, tract: float
 def test_the_pitch_is_the_speakers(pitch: float) -> None:
     voice = Voice(pitch=pitch, tract=1.0, tempo=1.0, breath=0.02)
     found, periodic = pitch_of(held("A", voice, 1200)[3000:5000])
-    assert found == pytest.approx(pitch, rel=0.25)  # it moves
+    assert found == pytest.approx(pitch, rel=0.2)
     assert periodic > 0.6
 
 

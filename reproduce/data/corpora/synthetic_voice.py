@@ -192,7 +192,8 @@ def synthesize(phases: Ints, samples: Ints, voice: Voice, rng: np.random.Generat
     wave = _in_a_room(wave, rng)
     rms = float(np.sqrt(np.mean(np.square(wave))))
     wave = wave + _room_noise(noise[::-1]) * np.float32(rms * 10 ** (-signal_to_noise / 20))
-    return (wave * min(level / rms, 0.95 / float(np.abs(wave).max()))).astype(np.float32)
+    wave = wave * min(level / rms, 0.95 / float(np.abs(wave).max()))
+    return np.clip(wave, -0.95, 0.95).astype(np.float32)  # that factor is rounded
 
 
 def _in_a_room(wave: Floats, rng: np.random.Generator) -> Floats:
