@@ -20,6 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from matplotlib.transforms import Bbox
+from PIL import Image
 
 from reproduce.records import Stage
 from reproduce.report.attribution import factorials
@@ -108,9 +109,9 @@ def draw_all(published: Published, works: Sequence[Work], out: Path) -> list[Dra
             *_attribution(published, works),
             *_codebooks(published, works),
         )
-        for plan in plans:
+        for place, plan in enumerate(plans):
             sheet = lay_out(works, plan)
-            panels = _save(sheet, out / plan.name, plan)
+            panels = _save(sheet, out / plan.name, plan, f"f{place}")
             measured = any(sheet.works)
             caption = [plan.caption, plan.of_measured if measured else ""]
             caption += [plan.of_seeds if any(p.several for p in sheet.panels) else ""]
@@ -366,10 +367,20 @@ def _limits(panels: Sequence[Panel], plan: Plan) -> None:
             axis.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
 
 
-def _save(sheet: Sheet, path: Path, plan: Plan) -> tuple[str, ...]:
-    """Write PNG and PDF; the panels as SVG, each alone so that a page can place them."""
+def _save_png(figure: Figure, path: Path) -> None:
+    """With the 256 colours that fit best: to the eye the same, a third of the bytes."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    with Image.open(picture) as image:
+        few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(path, optimize=True, dpi=(DPI, DPI))
+
+
+def _save(sheet: Sheet, path: Path, plan: Plan, prefix: str) -> tuple[str, ...]:
+    """Write PNG and PDF; the panels as SVG, each alone so that a page can place them, with
+    identifiers of their own by the prefix."""
     figure = sheet.figure
-    figure.savefig(path.with_suffix(".png"), metadata={"Software": None})
+    _save_png(figure, path.with_suffix(".png"))
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": None})
     for panel in sheet.panels:
         panel.axes.set_visible(False)
@@ -387,5 +398,5 @@ def _save(sheet: Sheet, path: Path, plan: Plan) -> tuple[str, ...]:
         panel.axes.set_visible(False)
         label = f"{plan.title}: {panel.axes.get_title()}".replace("\n", ", ")
         titles = [title for _, _, title in points]
-        drawings.append(inline(text.getvalue(), titles, label, f"{plan.name}-{number}"))
+        drawings.append(inline(text.getvalue(), titles, label, f"{prefix}-{number}"))
     return tuple(drawings)

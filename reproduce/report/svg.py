@@ -52,11 +52,27 @@ def inline(drawing: str, titles: Sequence[str], label: str, prefix: str) -> str:
             element.text = None
         elif element.text:
             element.text = without_paths(element.text)
+    _once(root)
     box = root.get("viewBox", "")
     widest = f"max-width: {float(box.split()[2]) * LARGEST / 16:.1f}rem"
     label = without_paths(label)
     root.attrib = {"viewBox": box, "role": "img", "aria-label": label, "style": widest}
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _once(root: ElementTree.Element) -> None:
+    """What all marks of a shape look like is said by the shape alone."""
+    shapes = {f"#{path.get('id')}": path for path in root.iter("path")}
+    marks: dict[str, list[ElementTree.Element]] = {}
+    for mark in root.iter("use"):
+        marks.setdefault(mark.get("href", ""), []).append(mark)
+    for name, alike in marks.items():
+        looks = {mark.get("style") for mark in alike}
+        if name in shapes and len(looks) == 1 and looks != {None}:
+            own = shapes[name].get("style")
+            shapes[name].set("style", "; ".join(filter(None, [*looks, own])))  # the last one counts
+            for mark in alike:
+                del mark.attrib["style"]
 
 
 def _speak(group: ElementTree.Element, titles: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from made_up_runs import CHANCE, LEVELS, PRETRAIN_ARMS, write_codes, write_recipe, write_run
+from PIL import Image
 
 from reproduce.errors import DataError, UsageError
 from reproduce.report import ReportSummary, build, build_report, figures, scale
@@ -93,6 +94,13 @@ def test_every_file_of_the_contract(built: tuple[Path, ReportSummary]) -> None:
     assert summary.page == out / "index.html"
     assert json.loads((out / "summary.json").read_text()) == summary.data
     assert summary.as_json()["page"] == str(summary.page)
+
+
+def test_pictures_have_few_colours_and_say_their_size(built: tuple[Path, ReportSummary]) -> None:
+    for name in FIGURES + CODE_FIGURES:
+        with Image.open(built[0] / f"{name}.png") as picture:
+            assert picture.mode == "P", name
+            assert picture.info["dpi"] == pytest.approx((figures.DPI,) * 2, abs=0.1)
 
 
 def test_pretraining_table(built: tuple[Path, ReportSummary]) -> None:

@@ -58,6 +58,27 @@ def test_colours_are_the_page_s(drawing: str) -> None:
     assert not re.findall(r"\d\.\d{3}", text)
 
 
+def test_looks_are_said_once(drawing: str) -> None:
+    root = ElementTree.fromstring(inline(drawing, ["", ""], "", "f"))
+    shapes = {f"#{path.get('id')}": path.get("style", "") for path in root.iter("path")}
+    marks = [mark for mark in root.iter("use") if "--blue" in shapes[mark.get("href", "")]]
+    assert len(marks) == 3
+    assert not any(mark.get("style") for mark in marks)
+    (looks,) = {shapes[mark.get("href", "")] for mark in marks}
+    assert "fill: var(--paper)" in looks
+
+
+def test_looks_of_each_stay_where_marks_of_a_shape_differ() -> None:
+    drawing = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        ' viewBox="0 0 9 9"><defs><path id="m" d="M 0 0" style="stroke-width: 2"/></defs>'
+        '<use xlink:href="#m" style="fill: none"/><use xlink:href="#m"/></svg>'
+    )
+    root = ElementTree.fromstring(inline(drawing, [], "", "f"))
+    assert [mark.get("style") for mark in root.iter("use")] == ["fill: none", None]
+    assert [path.get("style") for path in root.iter("path")] == ["stroke-width: 2"]
+
+
 def test_labels_keep_apart_and_near() -> None:
     assert list(apart([0.9, 0.5, 0.1], [0.1] * 3)) == pytest.approx([0.9, 0.5, 0.1])
     assert list(apart([0.5, 0.5, 0.5], [0.1] * 3)) == pytest.approx([0.6, 0.5, 0.4])

@@ -110,6 +110,13 @@ def test_kept_runs_name_no_paths_of_a_machine() -> None:
             assert not re.search(r"/(work|home|root|tmp|Users)/", file.read_text("utf-8")), file
 
 
+def test_what_is_kept_stays_small() -> None:
+    files = [file for file in RESULTS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 10_000_000
+    kinds = " ".join(sorted({file.suffix for file in files}))
+    assert kinds == ".csv .html .json .md .npz .pdf .png .tex .yaml"  # no weights
+
+
 def test_links_of_kept_pages_lead_somewhere() -> None:
     for page in RESULTS.glob("*/index.html"):
         links = re.findall(r'href="(?!#)([^"]+)"', page.read_text("utf-8"))
