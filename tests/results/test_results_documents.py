@@ -123,6 +123,19 @@ def test_what_rvq_does_is_that_of_the_page() -> None:
     assert told == [tuple(row[name] for name in shown) for row in rows if row["seeds"] != "0"]
 
 
+def test_what_cannot_be_tested_lacks_the_seeds_that_are_told() -> None:
+    assert "in each, one of three with four levels ends as blanks" in README
+    for claim, arm in (("C9", "plain8_rvq_4"), ("C10", "rvq_4_10min")):
+        assert (
+            f"seeds that know anything: {arm} 2 of 3;" in claims("corrected+mini")[claim]["caveat"]
+        )
+        runs = [
+            WorkFolder(RESULTS / "corrected+mini" / "runs").run("finetune", arm, s)
+            for s in (1, 2, 3)
+        ]
+        assert [RunRecord.read(run.record).outcome for run in runs].count("all_blank") == 1
+
+
 def test_kept_runs_name_no_paths_of_a_machine() -> None:
     for file in RESULTS.glob("*/runs/**/*"):
         if file.suffix in (".json", ".yaml", ".csv", ".md"):
