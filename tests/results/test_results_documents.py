@@ -24,7 +24,11 @@ ROW = re.compile(
 TOLD = ROW.findall((RESULTS / "README.md").read_text(encoding="utf-8"))
 
 
-VOICES = {"corrected+mini+real-fr": "French"}
+VOICES = {
+    "corrected+mini+real-es": "Spanish",
+    "corrected+mini+real-fr": "French",
+    "corrected+mini+real-ru": "Russian",
+}
 
 
 def test_all_that_was_pretrained_is_told_of() -> None:
