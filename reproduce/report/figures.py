@@ -56,6 +56,8 @@ LEGEND_LETTERS = 14
 POINTS_AN_INCH = 72
 LOG_FROM = 3.0
 """A loss axis is logarithmic if its largest value is this many times the smallest."""
+NEAREST_MARKS = 0.065
+"""Labels at that share of an axis from each other don't touch."""
 ROUGHLY_EQUAL = 2.0
 """Panels share their loss axis if that makes it at most this many times the published one."""
 TOO_FLAT = 0.15
@@ -358,13 +360,21 @@ def _limits(panels: Sequence[Panel], plan: Plan) -> None:
         if plan.scale == "by width" and low > 0 and high > LOG_FROM * low:
             axis.set_yscale("log")
             axis.set_ylim(low / 1.08, high * 1.08)
-            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)))
+            axis.yaxis.set_major_locator(LogLocator(subs=_marks(np.log10(high / low))))
             axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.yaxis.set_minor_locator(NullLocator())
         else:
             room = 0.06 * (high - low) or 0.01 * abs(high) or 1.0
             axis.set_ylim(low - room, high + room)
             axis.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+
+
+def _marks(decades: float) -> tuple[float, ...]:
+    """What is marked of each decade of a logarithmic axis, so that labels don't touch."""
+    for marks in ((1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0, 3.0)):
+        if np.diff(np.log10([*marks, 10.0])).min() >= NEAREST_MARKS * decades:
+            return marks
+    return (1.0,)
 
 
 def _save_png(figure: Figure, path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from made_up_runs import CHANCE, LEVELS, PRETRAIN_ARMS, write_codes, write_recipe, write_run
@@ -512,6 +513,34 @@ def test_a_diverged_run_leaves_the_axis_to_the_others(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "pretrain" / "icsl_8cb" / "seed-1")
     axes = figures.lay_out([read_work(tmp_path)], plans["fig2_pretrain_train"]).panels[1].axes
     assert axes.get_ylim()[1] < 4.7  # nor alone
+
+
+@pytest.mark.parametrize("last", [3.0, 0.3, 0.04, 0.003, 1e-6])
+def test_labels_of_a_loss_axis_do_not_touch_however_wide(tmp_path: Path, last: float) -> None:
+    write_recipe(tmp_path, "deep", seeds=[1], pretrain=[], finetune=["rvq_4"])
+    run = write_run(tmp_path, "finetune", "rvq_4", 1, 4.0)
+    header, *lines = (run / "metrics.csv").read_text().splitlines()
+    column = header.split(",").index("ctc_loss")
+    losses = np.geomspace(12.0, last, len(lines))
+    for k, line in enumerate(lines):
+        cells = line.split(",")
+        cells[column] = str(losses[k])
+        lines[k] = ",".join(cells)
+    (run / "metrics.csv").write_text("\n".join([header, *lines]) + "\n")
+    plans = {plan.name: plan for plan in figures._paper(load_published())}
+    sheet = figures.lay_out([read_work(tmp_path)], plans["fig5_finetune_train"])
+    axes = sheet.panels[1].axes
+    sheet.figure.canvas.draw()
+    low, high = axes.get_ylim()
+    assert axes.get_yscale() == "log"
+    assert low < 1.5 * last
+    boxes = sorted(
+        (label.get_window_extent() for label in axes.get_yticklabels()
+         if low <= label.get_position()[1] <= high),
+        key=lambda box: box.y0,
+    )  # fmt: skip
+    assert len(boxes) >= 3
+    assert all(under.y1 <= over.y0 for under, over in pairwise(boxes))
 
 
 def test_runs_of_different_data_are_not_taken_for_one_experiment(tmp_path: Path) -> None:

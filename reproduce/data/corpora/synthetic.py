@@ -31,7 +31,7 @@ from reproduce.data.corpora.synthetic_words import PATTERNS, WORDS
 from reproduce.errors import UsageError
 from reproduce.position import generator
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same id gets another text, length or sound."""
 
 SHORTEST = 2.0

@@ -34,6 +34,16 @@ FINAL = 0.5
 """Seconds before a pause in which a phrase ends as phrases do: pitch and loudness fall, and the
 voice turns to breath."""
 
+LOWER, SOFTER, BREATHIER, WEAKER = 0.8, 14.0, 0.5, 0.7
+"""How: the ln of pitch less, dB less, breath more and pulses less, all as shares of the voice."""
+
+STRESS = 3.0
+"""dB: words differ by up to that."""
+
+EVEN = 0.5
+"""Share of each frame's dB under the loudest that is taken away, as a recording chain evens levels:
+half of recorded frames lie within 10 dB of the loudest in 5 s, pauses and all."""
+
 NEUTRAL = 900.0
 """Hz: nasal pole, and where the antiresonance lies (cancelling it) unless the sound is nasal."""
 
@@ -162,7 +172,7 @@ def synthesize(phases: Ints, samples: Ints, voice: Voice, rng: np.random.Generat
     """
     rows, ends = _TABLE[phases], np.cumsum(samples)
     word = np.cumsum(np.isin(phases, _WORD_ENDS))
-    stress = 10.0 ** (-rng.uniform(0.0, 10.0, word[-1] + 1) / 20)
+    stress = 10.0 ** (-rng.uniform(0.0, STRESS, word[-1] + 1) / 20)
     rows[:, 4:7] *= stress[word, None]
     total = int(ends[-1])
     frames = total // HOP + 2
@@ -171,17 +181,18 @@ def synthesize(phases: Ints, samples: Ints, voice: Voice, rng: np.random.Generat
 
     ending = _ending(phases, samples)
     pitch = voice.pitch * _intonation(phases, ends, frames, rng)
-    pitch *= np.exp(-0.8 * ending[np.minimum(np.arange(frames) * HOP, total - 1)])
+    pitch *= np.exp(-LOWER * ending[np.minimum(np.arange(frames) * HOP, total - 1)])
     cycles = np.cumsum(np.repeat(pitch / RATE, HOP)[:total])
     pulses = _GLOTTIS[(cycles * len(_GLOTTIS)).astype(np.int64) % len(_GLOTTIS)]
     noise = rng.standard_normal(total, dtype=np.float32)
-    fading = 10.0 ** (-12.0 / 20 * ending)
+    fading = 10.0 ** (-SOFTER / 20 * ending)
     voiced, breath, hiss = (fading * _envelope(rows[:, k], samples) for k in (4, 5, 6))
-    breath += (voice.breath + 0.5 * ending) * voiced
-    glottal = pulses * voiced * (1.0 - 0.7 * ending) + noise * breath
+    breath += (voice.breath + BREATHIER * ending) * voiced
+    glottal = pulses * voiced * (1.0 - WEAKER * ending) + noise * breath
 
     spectrum = _frames(glottal, frames) * _tract_response(tracks, voice.tract)
     spectrum += _frames(noise * hiss, frames) * _hiss_responses(voice.tract)[phases[row]]
+    spectrum *= _evened(spectrum)[:, None]
     pieces = fft.irfft(spectrum, FFT, axis=1).reshape(frames, FFT // HOP, HOP)
     out = np.zeros((frames + FFT // HOP - 1, HOP), dtype=np.float32)
     for part in range(FFT // HOP):
@@ -194,6 +205,13 @@ def synthesize(phases: Ints, samples: Ints, voice: Voice, rng: np.random.Generat
     wave = wave + _room_noise(noise[::-1]) * np.float32(rms * 10 ** (-signal_to_noise / 20))
     wave = wave * min(level / rms, 0.95 / float(np.abs(wave).max()))
     return np.clip(wave, -0.95, 0.95).astype(np.float32)  # that factor is rounded
+
+
+def _evened(spectrum: NDArray[np.complex64]) -> Floats:
+    """Gains [F] that take away ``EVEN`` of what a frame [F, K] lies under the loudest, in dB, with
+    levels of 0.1 s and no more than 30 dB under that."""
+    power = uniform_filter1d(np.mean(np.square(np.abs(spectrum)), axis=1), 11)
+    return np.asarray(np.maximum(power / power.max(), 1e-3) ** (-EVEN / 2), dtype=np.float32)
 
 
 def _in_a_room(wave: Floats, rng: np.random.Generator) -> Floats:
