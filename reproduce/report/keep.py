@@ -18,7 +18,7 @@ import yaml
 
 from reproduce.errors import UsageError
 from reproduce.records import METRIC_COLUMNS, RunFolder, WorkFolder, write_bytes, write_text
-from reproduce.report.measured import Run, Work
+from reproduce.report.measured import Run, Work, speakers
 from reproduce.report.privacy import without_paths
 
 FOLDER = "runs"
@@ -65,6 +65,8 @@ def keep_runs(work: Work, out: Path) -> None:
     write_text(target.recipe, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     if work.data:
         kept = {key: work.data[key] for key in ("subsets",) if key in work.data}
+        if voices := speakers(work.data):
+            kept["speakers"] = voices  # how many, not who
         write_text(target.summary, json.dumps(_private(kept), indent=1) + "\n")
     for (stage, arm, seed), run in work.runs.items():
         _keep(run, target.run(stage, arm, seed))

@@ -370,6 +370,15 @@ def _whole(value: Any) -> int | None:
         return None
 
 
+def speakers(data: Mapping[str, Any]) -> dict[str, int]:
+    """How many speakers each split of the prepared data has; kept runs say the number alone."""
+    listed = data.get("speakers")
+    listed = listed if isinstance(listed, Mapping) else {}
+    counts = {split: who if isinstance(who, int) else len(who) for split, who in listed.items()
+              if isinstance(who, int | list)}  # fmt: skip
+    return {split: count for split, count in counts.items() if count}
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of every leaf; lists and empty mappings are leaves."""
     for key, value in tree.items():

@@ -125,28 +125,39 @@ def test_pauses_are_as_long_and_as_frequent_as_in_recorded_speech(corpus: list[U
     assert np.median(lengths) >= 15, "half of the silent frames lie in pauses of 0.3 s or more"
 
 
-def test_levels_lie_as_in_recorded_speech(corpus: list[Utterance]) -> None:
-    """Recorded prompts (three voices): of frames of 25 ms a share of 0.48 to 0.50 lies within 10 dB
-    of the loudest in 5 s, 0.70 to 0.73 within 20 dB; the loudest is 7 to 8 dB over all."""
+def test_levels_lie_as_in_recorded_speech() -> None:
+    """Prompts of three recorded voices: of frames of 25 ms 0.48 to 0.50 lie within 10 dB
+    of the loudest in 5 s, 0.70 to 0.73 within 20 dB; the loudest is 7.2 to 7.8 dB over all. (Their
+    fourth part, Spanish, is louder still: 0.67, 0.79.) Before levelling: 0.26, 0.60, 10.2."""
     under, over = [], []
-    for utterance in corpus[:25]:
+    corpus = utterances(hours=0.15, valid_hours=0, speakers=8, valid_speakers=2, seed=0)
+    for utterance in corpus:
         wave = utterance.audio.load().samples[:80_000].astype(np.float64)
         frames = np.lib.stride_tricks.sliding_window_view(wave, 400)[::320]
         power = np.square(frames).mean(axis=1)
         under.append(10 * np.log10(power.max() / power))
         over.append(10 * np.log10(power.max() / np.square(wave).mean()))
     decibels = np.concatenate(under)
-    assert np.mean(decibels < 10) == pytest.approx(0.49, abs=0.06)
-    assert np.mean(decibels < 20) == pytest.approx(0.72, abs=0.06)
-    assert np.median(over) == pytest.approx(7.5, abs=0.8)
+    assert np.mean(decibels < 10) == pytest.approx(0.49, abs=0.04)
+    assert np.mean(decibels < 20) == pytest.approx(0.72, abs=0.05)
+    assert np.median(over) == pytest.approx(7.5, abs=0.5)
 
 
-def test_evening_halves_how_far_levels_lie_under_the_loudest() -> None:
+def test_levelling_halves_how_far_levels_lie_under_the_loudest() -> None:
     """To 30 dB under it; silence isn't raised further than that."""
     levels = np.repeat([0.0, -10.0, -20.0, -60.0], 40)
     spectrum = np.ones((160, 5), np.complex64) * 10 ** (levels[:, None] / 20)
-    gains = 20 * np.log10(synthetic_voice._evened(spectrum))
+    gains = 20 * np.log10(synthetic_voice._levelling(spectrum))
     assert gains[[20, 60, 100, 140]].tolist() == pytest.approx([0.0, 5.0, 10.0, 15.0], abs=1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("samples", [1, 161, 16_000])
+def test_pauses_alone_are_a_quiet_room(samples: int) -> None:
+    phases, voice = np.array(PHASES_OF["pause"]), Voice(200.0, 1.0, 1.0, 0.02)
+    wave = synthesize(phases, np.array([samples]), voice, np.random.default_rng(0))
+    assert len(wave) == samples
+    assert 0 < np.abs(wave).max() < 0.01
 
 
 def test_nothing_is_synthesized_until_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from reproduce.records import RunRecord, WorkFolder
 from reproduce.report.attribution import excess_curves, factorials
@@ -43,7 +45,11 @@ def test_numbers_are_those_of_the_runs(row: tuple[str, ...]) -> None:
     runs = WorkFolder(RESULTS / name / "runs").runs("pretrain")
     records = [RunRecord.read(run.record) for run in runs]
     final = [r.final["valid"] for r in records if r.status == "finished"]
-    assert len(final) == int(finished) <= int(planned)
+    assert len(final) == int(finished) == int(planned)
+    recipe = yaml.safe_load((RESULTS / name / "runs" / "recipe.yaml").read_text("utf-8"))
+    arms = {record.arm for record in records}
+    assert int(planned) == len(arms) * len(recipe["seeds"])
+    assert arms >= set(recipe["pretrain"]["arms"])
     skills = [v["chance_loss"] - v["contrastive_loss"] for v in final]  # type: ignore[operator]
     speech = [v["speech_chance"] - v["speech_loss"] for v in final]  # type: ignore[operator]
     found = [min(skills), max(skills), min(speech), max(speech)]
@@ -83,9 +89,38 @@ def test_effects_on_other_voices_are_those_of_their_pages(recipe: str) -> None:
     assert row["seeds"] == "3"
     effect = f"{row['measured']} [{row['low']}, {row['high']}] nats"
     assert f"`icsl_8cb` less `no_icsl_8cb` in {VOICES[recipe]} {effect}" in text
-    assert f"({row['measured']} nats [{row['low']}, {row['high']}])" in README
+    assert f"{VOICES[recipe]} ({row['measured']} nats [{row['low']}, {row['high']}])" in README
     decided = [c for c, row in claims(recipe).items() if row["verdict"] in DECIDED]
     assert decided == []  # so README may say that none is
+
+
+def skills(recipe: str) -> list[tuple[float, float]]:
+    """Over all masked frames and over speech, of each finished pretraining run."""
+    runs = WorkFolder(RESULTS / recipe / "runs").runs("pretrain")
+    final = [RunRecord.read(run.record).final["valid"] for run in runs]
+
+    def under(v: Mapping[str, float | None], chance: str, loss: str) -> float:
+        return v[chance] - v[loss]  # type: ignore[operator]
+
+    return [
+        (under(v, "chance_loss", "contrastive_loss"), under(v, "speech_chance", "speech_loss"))
+        for v in final
+    ]
+
+
+def test_how_many_runs_know_what_is_counted_in_the_files() -> None:
+    text = " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
+    english = skills("corrected+mini")
+    assert min(all_frames for all_frames, _ in english) > 0.2
+    assert max(speech / all_frames for all_frames, speech in english) < 0.5
+    third = sum(speech < all_frames / 3 for all_frames, speech in english)
+    assert f"(in {third} of {len(english)} runs less than a third), in one run none" in text
+    assert sum(speech <= 0 for _, speech in english) == 1
+    left = {VOICES[name]: [a >= 0.2 for a, _ in skills(name)] for name in VOICES}
+    counts = {name: f"{sum(runs)} of {len(runs)} {name}" for name, runs in left.items()}
+    assert f"{counts['French']}, {counts['Russian']} and {counts['Spanish']} runs" in text
+    for name in ("fr", "ru"):
+        assert max(speech for _, speech in skills(f"corrected+mini+real-{name}")) < 0.005
 
 
 def test_what_can_be_seen_so_far_is_in_the_files() -> None:

@@ -3,9 +3,10 @@
 Each letter is one to three *phases*: formant targets, and how strongly the glottis, breath (noise
 at the glottis) and hiss (noise at a constriction) sound. Formants glide from target to target:
 that is the coarticulation. The glottis gives a train of Rosenberg pulses. Glottis and hiss
-are cut into frames, filtered by multiplication with the frame's response, and overlap-added: a
-second of speech costs a few hundred short FFTs. Terms and typical values: Klatt (1980), "Software
-for a cascade/parallel formant synthesizer"; glottal pulse: Rosenberg (1971), type C.
+are cut into frames, filtered by multiplication with the frame's response, levelled and
+overlap-added: a second of speech costs a few hundred short FFTs. Terms and typical values: Klatt
+(1980), "Software for a cascade/parallel formant synthesizer"; glottal pulse: Rosenberg (1971),
+type C.
 
 Shapes: S phases, N samples, F frames, K frequency bins.
 """
@@ -34,15 +35,19 @@ FINAL = 0.5
 """Seconds before a pause in which a phrase ends as phrases do: pitch and loudness fall, and the
 voice turns to breath."""
 
-LOWER, SOFTER, BREATHIER, WEAKER = 0.8, 14.0, 0.5, 0.7
-"""How: the ln of pitch less, dB less, breath more and pulses less, all as shares of the voice."""
+FINAL_FALL = 0.8
+"""By which the ln of the pitch falls there."""
+FINAL_FADE = 18.0
+"""dB by which sounds fade there, before levelling."""
+FINAL_BREATH, FINAL_PULSES = 0.8, 0.9
+"""Shares of the voice's amplitude: breath that is added there, pulses that are lost."""
 
 STRESS = 3.0
-"""dB: words differ by up to that."""
+"""dB: words differ by up to that, before levelling."""
 
-EVEN = 0.5
-"""Share of each frame's dB under the loudest that is taken away, as a recording chain evens levels:
-half of recorded frames lie within 10 dB of the loudest in 5 s, pauses and all."""
+LEVELLING = 0.5
+"""Share of the dB under the loudest 0.1 s that is taken away, as a recording chain evens levels: of
+recorded frames half lie within 10 dB of the loudest in 5 s, pauses and all."""
 
 NEUTRAL = 900.0
 """Hz: nasal pole, and where the antiresonance lies (cancelling it) unless the sound is nasal."""
@@ -181,18 +186,18 @@ def synthesize(phases: Ints, samples: Ints, voice: Voice, rng: np.random.Generat
 
     ending = _ending(phases, samples)
     pitch = voice.pitch * _intonation(phases, ends, frames, rng)
-    pitch *= np.exp(-LOWER * ending[np.minimum(np.arange(frames) * HOP, total - 1)])
+    pitch *= np.exp(-FINAL_FALL * ending[np.minimum(np.arange(frames) * HOP, total - 1)])
     cycles = np.cumsum(np.repeat(pitch / RATE, HOP)[:total])
     pulses = _GLOTTIS[(cycles * len(_GLOTTIS)).astype(np.int64) % len(_GLOTTIS)]
     noise = rng.standard_normal(total, dtype=np.float32)
-    fading = 10.0 ** (-SOFTER / 20 * ending)
+    fading = 10.0 ** (-FINAL_FADE / 20 * ending)
     voiced, breath, hiss = (fading * _envelope(rows[:, k], samples) for k in (4, 5, 6))
-    breath += (voice.breath + BREATHIER * ending) * voiced
-    glottal = pulses * voiced * (1.0 - WEAKER * ending) + noise * breath
+    breath += (voice.breath + FINAL_BREATH * ending) * voiced
+    glottal = pulses * voiced * (1.0 - FINAL_PULSES * ending) + noise * breath
 
     spectrum = _frames(glottal, frames) * _tract_response(tracks, voice.tract)
     spectrum += _frames(noise * hiss, frames) * _hiss_responses(voice.tract)[phases[row]]
-    spectrum *= _evened(spectrum)[:, None]
+    spectrum *= _levelling(spectrum)[:, None]
     pieces = fft.irfft(spectrum, FFT, axis=1).reshape(frames, FFT // HOP, HOP)
     out = np.zeros((frames + FFT // HOP - 1, HOP), dtype=np.float32)
     for part in range(FFT // HOP):
@@ -201,17 +206,18 @@ def synthesize(phases: Ints, samples: Ints, voice: Voice, rng: np.random.Generat
 
     level, signal_to_noise = rng.uniform(0.055, 0.095), rng.uniform(45.0, 57.0)
     wave = _in_a_room(wave, rng)
-    rms = float(np.sqrt(np.mean(np.square(wave))))
+    rms = float(np.sqrt(np.mean(np.square(wave)))) or 1.0  # nothing but pauses: the room alone
     wave = wave + _room_noise(noise[::-1]) * np.float32(rms * 10 ** (-signal_to_noise / 20))
     wave = wave * min(level / rms, 0.95 / float(np.abs(wave).max()))
     return np.clip(wave, -0.95, 0.95).astype(np.float32)  # that factor is rounded
 
 
-def _evened(spectrum: NDArray[np.complex64]) -> Floats:
-    """Gains [F] that take away ``EVEN`` of what a frame [F, K] lies under the loudest, in dB, with
-    levels of 0.1 s and no more than 30 dB under that."""
+def _levelling(spectrum: NDArray[np.complex64]) -> Floats:
+    """Gains [F] for frames [F, K] that take away ``LEVELLING`` of the dB that 0.1 s about them lie
+    under the loudest, of 30 dB at most."""
     power = uniform_filter1d(np.mean(np.square(np.abs(spectrum)), axis=1), 11)
-    return np.asarray(np.maximum(power / power.max(), 1e-3) ** (-EVEN / 2), dtype=np.float32)
+    loudest = max(power.max(), np.finfo(np.float32).tiny)
+    return np.asarray(np.maximum(power / loudest, 1e-3) ** (-LEVELLING / 2), dtype=np.float32)
 
 
 def _in_a_room(wave: Floats, rng: np.random.Generator) -> Floats:
