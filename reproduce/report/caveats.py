@@ -11,10 +11,10 @@ from reproduce.report.privacy import without_paths
 from reproduce.report.published import ClaimPart
 from reproduce.report.statistics import FEWEST_SEEDS
 
-OUTCOMES = {"at_chance": "at chance", "all_blank": "all blank", "collapsed": "collapsed"}
+OUTCOMES = {"at_chance": "at chance", "all_blank": "without text", "collapsed": "collapsed"}
 KNOWS_NOTHING: dict[Stage, str] = {
     "pretrain": "at chance or worse",
-    "finetune": "all blank or with a word error rate of 1 or more",
+    "finetune": "without text or with a word error rate of 1 or more",
 }
 
 

@@ -306,7 +306,7 @@ def _nowhere(report: Report) -> list[str]:
 
 
 def _caveats(work: Work, stage: Stage) -> str:
-    """How many finished runs ended at chance, all blank and so on."""
+    """How many finished runs ended at chance, without text and so on."""
     runs = [run for arm in work.arms(stage) for run in work.of(stage, arm)]
     finished = [run for run in runs if run.status == "finished"]
     text = f"{len(finished)} of {len(runs)} runs finished"

@@ -104,7 +104,7 @@ def _beside(
         sizes.append(f"{hours:.2g} h of training data ({STUDY_HOURS:g})")
     count = speakers(work.data).get("train", 0)
     if count:
-        sizes.append(f"{count} voices, by the corpus's speaker ids ({STUDY_SPEAKERS} at most)")
+        sizes.append(f"{count} speaker ids ({STUDY_SPEAKERS} at most)")
     told = f" All of it, the study's in brackets: {'; '.join(sizes)}." if sizes else ""
     if any("/finetune/" in encoder for encoder in _encoders(work)):
         told += (
@@ -167,9 +167,10 @@ def _logged(published: Published, stage: Stage) -> float:
 
 
 def _reached(work: Work, stage: Stage) -> float | None:
-    """The last update of the longest run of a stage; None without one."""
-    runs = (run for arm in work.arms(stage) for run in work.counted(stage, arm))
-    return max((u[-1] for run in runs if len(u := run.column("train", "update"))), default=None)
+    """The last update of the longest run of a stage, as logged; None without one."""
+    runs = [run for arm in work.arms(stage) for run in work.counted(stage, arm)]
+    logged = (run.column(split, "update") for run in runs for split in ("train", "valid"))
+    return max((updates[-1] for updates in logged if len(updates)), default=None)
 
 
 def _updates(published: Published, work: Work, stage: Stage) -> Iterator[str]:

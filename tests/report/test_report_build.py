@@ -153,7 +153,7 @@ def test_finetuning_table_judges_the_training_window(built: tuple[Path, ReportSu
     rows = {row["arm"]: row for row in table(built[0] / "table_finetune.csv")}
     assert tuple(rows["rvq_4"]) == FINETUNE_TABLE
     assert list(rows) == list(LEVELS)
-    assert rows["no_rvq"]["caveat"] == "all blank"
+    assert rows["no_rvq"]["caveat"] == "without text"
     assert rows["no_rvq"]["published"] == "4.1153"
     assert float(rows["rvq_4"]["train_mean"]) == pytest.approx(2.7)
     assert float(rows["rvq_4"]["valid_mean"]) == pytest.approx(3.2, abs=0.01)
@@ -171,7 +171,7 @@ def test_claims_table(built: tuple[Path, ReportSummary]) -> None:
         "seeds that know anything: icsl_2cb 0 of 3, no_icsl_2cb 0 of 3; 3 needed"
     )
     assert rows["C1.3"]["verdict"] == "not testable"
-    assert rows["C4"]["verdict"] == "not testable"  # two arms end all blank
+    assert rows["C4"]["verdict"] == "not testable"  # two arms end without text
     assert rows["C4.4"]["verdict"] == "not testable"
     assert rows["C5"]["verdict"] == "not testable"
     assert summary.contradicted == []  # so --strict passes
@@ -273,7 +273,7 @@ def test_worse_than_chance_and_recognizing_nothing_are_caveats(
     assert claims["C3"]["caveat"].endswith(
         "icsl_16cb 0 of 3; 3 needed; all 12 runs end at chance or worse"
     )
-    assert "14 of 15 runs end all blank or with a word error" in claims["C4"]["caveat"]
+    assert "14 of 15 runs end without text or with a word error" in claims["C4"]["caveat"]
     assert tuple(claims["C3"]) == CLAIMS_TABLE
     page = summary.page.read_text()
     beside = (

@@ -17,7 +17,19 @@ ROWS = [
     ["a_1", "no_rvq", "", "4.12", "4.6", "-4.0", "13.2", "", "1.01", "inconclusive", "WER 1 & up"],
     ["a_1", "rvq_1", "", "", "4.8", "", "", "", "0.9", "too few seeds", ""],
     ["b", "no_rvq", "", "4.12", "4.7", "4.5", "4.9", "", "1.01", "differs", "WER 1 & up"],
-    ["b", "rvq_1", "", "4.59", "4.6", "4.5", "4.7", "", "1.01", "reproduced", "1 of 3 all blank"],
+    [
+        "b",
+        "rvq_1",
+        "",
+        "4.59",
+        "4.6",
+        "4.5",
+        "4.7",
+        "",
+        "1.01",
+        "reproduced",
+        "1 of 3 without text",
+    ],
 ]
 
 
@@ -37,7 +49,7 @@ def test_a_table_for_print() -> None:
         r"rvq\_1 & 4.59 & 4.6 [4.5, 4.7] & 1.01 & reproduced\textsuperscript{b} \\",
         r"\midrule",
         r"\multicolumn{5}{l}{\footnotesize \textsuperscript{a} WER 1 \& up} \\",
-        r"\multicolumn{5}{l}{\footnotesize \textsuperscript{b} 1 of 3 all blank} \\",
+        r"\multicolumn{5}{l}{\footnotesize \textsuperscript{b} 1 of 3 without text} \\",
         r"\bottomrule",
         r"\end{tabular}",
     ]

@@ -41,7 +41,7 @@ def test_all_of_the_size_is_told_beside_the_studys(
         r"pretraining of \d+ updates \(724\); fine-tuning of \d+ updates \(13\d\d\)", told
     )
     assert "encoders of 0.79 million parameters (94); 0.34 h of training data (10)" in told
-    assert "2 voices, by the corpus's speaker ids (251 at most)" in told
+    assert "2 speaker ids (251 at most)" in told
     assert "goes on from recognizers of another work folder" in told
     work = read_work(tmp_path)
     keep.keep_runs(work, tmp_path / "kept")
