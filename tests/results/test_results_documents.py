@@ -135,7 +135,7 @@ def test_what_can_be_seen_so_far_is_in_the_files() -> None:
         written = {row["arm"]: row for row in csv.DictReader(file)}
     levels = ", ".join(written[f"rvq_{levels}"]["train_mean"] for levels in (1, 2, 4, 8, 16))
     assert f"as-written ends at {written['no_rvq']['train_mean']} and {levels}" in text
-    assert all(float(row["wer"]) >= 1 for row in [*written.values()])
+    assert all(float(row["wer"]) >= 1 for row in written.values())
     curve = claims("corrected+mini")["C6.1"]
     half = (float(curve["high"]) - float(curve["low"])) / 2
     assert f"{curve['measured']} nats (interval of {half:.3f} on either side)" in text
